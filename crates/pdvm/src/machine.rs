@@ -1,0 +1,185 @@
+use crate::{KvError, KvKind, KvPages, Program, SeqId, WeightsError};
+
+/// Which rows of logits a segment wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None: a prompt's chunk that others follow.
+    None,
+    /// Those after its last token.
+    Last,
+    /// Those after each of its tokens.
+    All,
+}
+
+/// Consecutive tokens that continue one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    /// The sequence that they continue.
+    pub seq: SeqId,
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// The logits asked for.
+    pub logits: Logits,
+}
+
+/// What one run computes: segments of different sequences, at most [`MachineOptions::max_batch`] tokens in all.
+pub type Batch<'a> = [Segment<'a>];
+
+/// One token of a batch, in the order of the segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchRow {
+    /// Its sequence.
+    pub seq: SeqId,
+    /// The token.
+    pub token: u32,
+    /// Its position in the sequence.
+    pub position: usize,
+    /// Whether its logits are asked for.
+    pub logits: bool,
+}
+
+impl BatchRow {
+    /// Checks a batch, takes the KV pages that it needs and lists its tokens in `rows` (cleared first; does not
+    /// allocate where `rows` has room). Returns how many rows of logits it asks for.
+    ///
+    /// # Errors
+    /// An empty or too large batch, a sequence named twice, a token past the vocabulary, a full context.
+    pub fn list(
+        batch: &Batch<'_>,
+        vocab: usize,
+        max_batch: usize,
+        kv: &mut KvPages,
+        rows: &mut Vec<BatchRow>,
+    ) -> Result<usize, MachineError> {
+        rows.clear();
+        let total = batch.iter().map(|s| s.tokens.len()).sum();
+        if total > max_batch || batch.iter().any(|s| s.tokens.is_empty()) || batch.is_empty() {
+            return Err(MachineError::BatchSize { tokens: total, max: max_batch });
+        }
+        for (i, segment) in batch.iter().enumerate() {
+            if batch[..i].iter().any(|s| s.seq == segment.seq) {
+                return Err(MachineError::SequenceTwice(segment.seq));
+            }
+            if let Some(&token) = segment.tokens.iter().find(|&&t| t as usize >= vocab) {
+                return Err(MachineError::Token { token, vocab });
+            }
+            kv.reserve(segment.seq, segment.tokens.len())?;
+            let start = kv.len(segment.seq)?;
+            let last = segment.tokens.len() - 1;
+            rows.extend(segment.tokens.iter().enumerate().map(|(i, &token)| BatchRow {
+                seq: segment.seq,
+                token,
+                position: start + i,
+                logits: match segment.logits {
+                    Logits::None => false,
+                    Logits::Last => i == last,
+                    Logits::All => true,
+                },
+            }));
+        }
+        Ok(rows.iter().filter(|row| row.logits).count())
+    }
+}
+
+/// What a machine is asked to be. All sizes are fixed at load time.
+#[derive(Clone, Debug)]
+pub struct MachineOptions {
+    /// Tokens a sequence may have.
+    pub context: usize,
+    /// Sequences open at once.
+    pub sequences: usize,
+    /// How keys and values are kept.
+    pub kv: KvKind,
+    /// Tokens in one run.
+    pub max_batch: usize,
+    /// Threads of a CPU machine; `None`: one a core.
+    pub threads: Option<usize>,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self { context: 4096, sequences: 1, kv: KvKind::default(), max_batch: 512, threads: None }
+    }
+}
+
+/// What a machine says of itself.
+#[derive(Clone, Debug)]
+pub struct MachineInfo {
+    /// The machine's kind: `reference`, `cpu`, …
+    pub name: &'static str,
+    /// How it runs, for people: instruction set, threads, huge pages, adapter, …
+    pub detail: String,
+    /// Bytes of weights that decoding one token reads, in the machine's own layout.
+    pub weight_bytes: u64,
+    /// Bytes that one token adds to the KV cache.
+    pub kv_bytes_per_token: u64,
+}
+
+/// Why a machine cannot do what was asked. Nothing of the batch has been written to the KV cache's books then.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The batch is empty, has an empty segment, or is too large.
+    #[error("a batch of {tokens} tokens: it must have 1 to {max}, and no segment may be empty")]
+    BatchSize {
+        /// Tokens of the batch.
+        tokens: usize,
+        /// The most a run takes.
+        max: usize,
+    },
+    /// Two segments of one batch continue the same sequence.
+    #[error("sequence {} stands twice in one batch: join its segments", .0.0)]
+    SequenceTwice(SeqId),
+    /// A token that the vocabulary does not have.
+    #[error("token {token} is not in the vocabulary of {vocab}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
+    /// The slice for the logits has the wrong length.
+    #[error("room for {found} logits was given but the batch asks for {expected}")]
+    LogitsLength {
+        /// Its length.
+        found: usize,
+        /// Rows asked for, times the vocabulary.
+        expected: usize,
+    },
+    /// The KV cache is full.
+    #[error(transparent)]
+    Kv(KvError),
+    /// The weights could not be loaded.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The model or the options ask for what the machine cannot do; says what and the remedy.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The device failed; says how and the remedy.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// A device that runs the program.
+pub trait Machine: Send {
+    /// What it is and how it runs.
+    fn info(&self) -> MachineInfo;
+
+    /// The program it runs.
+    fn program(&self) -> &Program;
+
+    /// The options it was made with.
+    fn options(&self) -> &MachineOptions;
+
+    /// The books of its KV cache.
+    fn kv(&self) -> &KvPages;
+
+    /// The books of its KV cache: to open, close and truncate sequences.
+    fn kv_mut(&mut self) -> &mut KvPages;
+
+    /// Runs the program over a batch: appends its tokens to the sequences and writes the logits asked for, a row of
+    /// `vocab` numbers each, in the order of the tokens. `logits` has just that length.
+    ///
+    /// # Errors
+    /// See [`MachineError`]. The sequences are as before then.
+    fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError>;
+}
