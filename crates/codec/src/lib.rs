@@ -11,11 +11,13 @@
 
 mod bits;
 mod decode;
+mod encode;
 mod isa;
 mod tables;
 
 pub use bits::{Bits, BitsError};
 pub use decode::{decode_group, decode_row, state};
+pub use encode::Encoder;
 pub use isa::{Isa, IsaError};
 pub use tables::Table;
 
