@@ -44,6 +44,7 @@ pub enum KvError {
 struct Sequence {
     pages: Vec<u32>,
     len: usize,
+    reach: usize,
 }
 
 /// The book-keeping of a paged KV cache, shared by all machines: which pages belong to which sequence. The storage
@@ -92,7 +93,7 @@ impl KvPages {
         let slot = self.sequences.iter().position(Option::is_none);
         let slot = slot.ok_or(KvError::TooManySequences(self.sequences.len()))?;
         let pages = Vec::with_capacity(self.context.div_ceil(PAGE_TOKENS));
-        self.sequences[slot] = Some(Sequence { pages, len: 0 });
+        self.sequences[slot] = Some(Sequence { pages, len: 0, reach: 0 });
         Ok(SeqId(slot as u32))
     }
 
@@ -111,6 +112,28 @@ impl KvPages {
         Ok(self.sequence(seq)?.len)
     }
 
+    /// The most tokens that the sequence has had since it was last empty, or was said to get ([`KvPages::expect`]).
+    ///
+    /// LongRoPE's frequencies depend on the length of the whole sequence, and keys already in the cache keep those
+    /// they were turned by: hence this mark, which truncating leaves alone.
+    ///
+    /// # Errors
+    /// [`KvError::Closed`].
+    pub fn reach(&self, seq: SeqId) -> Result<usize, KvError> {
+        Ok(self.sequence(seq)?.reach)
+    }
+
+    /// Says that the sequence will get at least `tokens` tokens: to be called before a prompt that is run in chunks,
+    /// so that all chunks use the RoPE frequencies of the whole.
+    ///
+    /// # Errors
+    /// [`KvError::Closed`].
+    pub fn expect(&mut self, seq: SeqId, tokens: usize) -> Result<(), KvError> {
+        let sequence = self.sequence_mut(seq)?;
+        sequence.reach = sequence.reach.max(tokens);
+        Ok(())
+    }
+
     /// The pages of a sequence: token `t` is in page `pages[t / PAGE_TOKENS]` at `t % PAGE_TOKENS`.
     ///
     /// # Errors
@@ -119,23 +142,32 @@ impl KvPages {
         Ok(&self.sequence(seq)?.pages)
     }
 
+    /// Whether `tokens` more tokens fit.
+    ///
+    /// # Errors
+    /// [`KvError::ContextFull`] and [`KvError::Closed`].
+    pub fn check(&self, seq: SeqId, tokens: usize) -> Result<(), KvError> {
+        let needed = self.len(seq)?.saturating_add(tokens);
+        if needed > self.context {
+            Err(KvError::ContextFull { needed, context: self.context })
+        } else {
+            Ok(())
+        }
+    }
+
     /// Takes the pages that `tokens` more tokens need; the length does not change until [`KvPages::advance`].
     ///
     /// # Errors
     /// [`KvError::ContextFull`] and [`KvError::Closed`]; nothing has changed then.
     pub fn reserve(&mut self, seq: SeqId, tokens: usize) -> Result<(), KvError> {
-        let needed = self.len(seq)?.saturating_add(tokens);
-        if needed > self.context {
-            return Err(KvError::ContextFull { needed, context: self.context });
-        }
+        self.check(seq, tokens)?;
         let Some(Some(sequence)) = self.sequences.get_mut(seq.0 as usize) else {
             return Err(KvError::Closed(seq));
         };
+        let missing = (sequence.len + tokens).div_ceil(PAGE_TOKENS).saturating_sub(sequence.pages.len());
         // Every sequence has its share of pages, so enough are free here.
-        while let Some(missing) = needed.div_ceil(PAGE_TOKENS).checked_sub(sequence.pages.len() + 1) {
-            debug_assert!(missing < self.free.len());
-            sequence.pages.extend(self.free.pop());
-        }
+        debug_assert!(missing <= self.free.len());
+        sequence.pages.extend(self.free.drain(self.free.len() - missing..).rev());
         Ok(())
     }
 
@@ -144,9 +176,9 @@ impl KvPages {
     /// # Errors
     /// [`KvError::Closed`].
     pub fn advance(&mut self, seq: SeqId, tokens: usize) -> Result<(), KvError> {
-        let sequence = self.sequences.get_mut(seq.0 as usize).and_then(Option::as_mut);
-        let sequence = sequence.ok_or(KvError::Closed(seq))?;
+        let sequence = self.sequence_mut(seq)?;
         sequence.len += tokens;
+        sequence.reach = sequence.reach.max(sequence.len);
         debug_assert!(sequence.len <= sequence.pages.len() * PAGE_TOKENS, "advance without reserve");
         Ok(())
     }
@@ -159,8 +191,15 @@ impl KvPages {
         let sequence = self.sequences.get_mut(seq.0 as usize).and_then(Option::as_mut);
         let sequence = sequence.ok_or(KvError::Closed(seq))?;
         sequence.len = sequence.len.min(len);
+        if sequence.len == 0 {
+            sequence.reach = 0;
+        }
         self.free.extend(sequence.pages.drain(sequence.len.div_ceil(PAGE_TOKENS)..).rev());
         Ok(())
+    }
+
+    fn sequence_mut(&mut self, seq: SeqId) -> Result<&mut Sequence, KvError> {
+        self.sequences.get_mut(seq.0 as usize).and_then(Option::as_mut).ok_or(KvError::Closed(seq))
     }
 
     fn sequence(&self, seq: SeqId) -> Result<&Sequence, KvError> {

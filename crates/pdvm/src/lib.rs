@@ -2,16 +2,24 @@
 //!
 //! [`lower`] turns a model's configuration into a [`Program`]: a flat list of fused instructions ([`Op`]), the same
 //! for every device. A [`Machine`] owns the weights in its own layout, the KV cache and scratch buffers, and runs the
-//! program over a batch of tokens. The reference machine is the executable definition of every
-//! instruction; the conformance suite holds every other machine to it.
+//! program over a batch of tokens. [`ReferenceMachine`] is the executable definition of every
+//! instruction; the [`conformance`] suite holds every other machine to it.
 
+pub mod conformance;
 mod kv;
 mod machine;
 mod program;
+mod reference;
+pub mod rope;
 pub mod rotation;
+pub mod synthetic;
+mod upg_weights;
 mod weights;
 
 pub use kv::{KvError, KvKind, KvPages, PAGE_TOKENS, SeqId};
 pub use machine::{Batch, BatchRow, Logits, Machine, MachineError, MachineInfo, MachineOptions, Segment};
 pub use program::{Op, Program, lower};
+pub use reference::ReferenceMachine;
+pub use synthetic::Synthetic;
+pub use upg_weights::UpgWeights;
 pub use weights::{Tensor, Weights, WeightsError};

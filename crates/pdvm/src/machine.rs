@@ -1,3 +1,5 @@
+use upg_format::ModelConfig;
+
 use crate::{KvError, KvKind, KvPages, Program, SeqId, WeightsError};
 
 /// Which rows of logits a segment wants.
@@ -34,6 +36,8 @@ pub struct BatchRow {
     pub token: u32,
     /// Its position in the sequence.
     pub position: usize,
+    /// The sequence's length that chooses its RoPE frequencies (see [`KvPages::reach`]).
+    pub rope_length: usize,
     /// Whether its logits are asked for.
     pub logits: bool,
 }
@@ -56,6 +60,7 @@ impl BatchRow {
         if total > max_batch || batch.iter().any(|s| s.tokens.is_empty()) || batch.is_empty() {
             return Err(MachineError::BatchSize { tokens: total, max: max_batch });
         }
+        // Everything is checked before the first page is taken: a refused batch leaves the books as they were.
         for (i, segment) in batch.iter().enumerate() {
             if batch[..i].iter().any(|s| s.seq == segment.seq) {
                 return Err(MachineError::SequenceTwice(segment.seq));
@@ -63,13 +68,18 @@ impl BatchRow {
             if let Some(&token) = segment.tokens.iter().find(|&&t| t as usize >= vocab) {
                 return Err(MachineError::Token { token, vocab });
             }
+            kv.check(segment.seq, segment.tokens.len())?;
+        }
+        for segment in batch {
             kv.reserve(segment.seq, segment.tokens.len())?;
             let start = kv.len(segment.seq)?;
             let last = segment.tokens.len() - 1;
+            let rope_length = kv.reach(segment.seq)?.max(start + segment.tokens.len());
             rows.extend(segment.tokens.iter().enumerate().map(|(i, &token)| BatchRow {
                 seq: segment.seq,
                 token,
                 position: start + i,
+                rope_length,
                 logits: match segment.logits {
                     Logits::None => false,
                     Logits::Last => i == last,
@@ -94,6 +104,28 @@ pub struct MachineOptions {
     pub max_batch: usize,
     /// Threads of a CPU machine; `None`: one a core.
     pub threads: Option<usize>,
+}
+
+impl MachineOptions {
+    /// Checks the sizes against the model's; every machine begins with it.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] names the option and its bounds.
+    pub fn validate(&self, config: &ModelConfig) -> Result<(), MachineError> {
+        for (name, value, cap) in [
+            ("context", self.context, config.context),
+            ("sequences", self.sequences, 1 << 16),
+            ("max_batch", self.max_batch, 1 << 20),
+            ("threads", self.threads.unwrap_or(1), 1 << 12),
+        ] {
+            if value == 0 || value > cap {
+                return Err(MachineError::Unsupported(format!(
+                    "{name} is {value}: for this model it must be 1 to {cap}"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for MachineOptions {
