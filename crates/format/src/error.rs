@@ -1,6 +1,9 @@
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use crate::{ALIGNMENT, Encoding, ModelConfigError, TensorName};
+use crate::{ALIGNMENT, Encoding, ModelConfigError, Section, TensorName};
 
 /// Why a `.upg` file was refused or could not be written. Every message ends with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -234,13 +237,13 @@ pub enum FormatError {
     Busy(PathBuf),
     /// Bytes written outside their section, to a finished tensor or to one that is not in the plan.
     #[error(
-        "{length} bytes at {offset} do not fit the {section} of tensor {name}; please report this as a bug"
+        "{length} bytes at {offset} do not fit the {section:?} of tensor {name}; please report this as a bug"
     )]
     OutOfSection {
         /// The tensor.
         name: TensorName,
         /// The section.
-        section: &'static str,
+        section: Section,
         /// Offset in the section.
         offset: u64,
         /// Bytes to be written there.
@@ -256,4 +259,10 @@ pub enum FormatError {
         /// Bytes it needs.
         expected: u64,
     },
+}
+
+impl FormatError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
 }

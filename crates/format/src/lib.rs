@@ -3,12 +3,16 @@
 #[cfg(target_endian = "big")]
 compile_error!("a .upg file is little-endian and is used in place: big-endian machines are not supported");
 
+mod blob;
 mod encoding;
 mod error;
 mod header;
 mod index;
+mod journal;
+mod layout;
 mod model;
 mod names;
+mod preamble;
 mod read;
 mod write;
 

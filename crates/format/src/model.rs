@@ -29,7 +29,7 @@ pub struct RopeConfig {
 
 /// Frequency scaling for long contexts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum RopeScaling {
     /// Plain RoPE.
     None,
@@ -106,6 +106,9 @@ pub struct ModelConfig {
     pub rotation: Option<RotationConfig>,
 }
 
+/// The longest context, in tokens.
+const MAX_CONTEXT: usize = 1 << 24;
+
 /// A configuration that makes no sense, or that is larger than any model this program is meant for.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("the model configuration is wrong: {0}")]
@@ -126,7 +129,7 @@ impl ModelConfig {
             ("head_dim", self.head_dim, 1 << 10),
             ("mlp", self.mlp, 1 << 18),
             ("vocab", self.vocab, 1 << 20),
-            ("context", self.context, 1 << 24),
+            ("context", self.context, MAX_CONTEXT),
         ] {
             if value == 0 || value > cap {
                 return fail(format!("{name} is {value}, not in 1..={cap}"));
@@ -135,14 +138,14 @@ impl ModelConfig {
         for (name, width) in
             [("hidden", self.hidden), ("mlp", self.mlp), ("heads x head_dim", self.heads * self.head_dim)]
         {
-            if width % 32 != 0 {
+            if !width.is_multiple_of(32) {
                 return fail(format!("{name} is {width}, not a multiple of 32"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!("{} heads cannot share {} key/value heads", self.heads, self.kv_heads));
         }
-        if self.rope.dim == 0 || self.rope.dim % 2 != 0 || self.rope.dim > self.head_dim {
+        if self.rope.dim == 0 || !self.rope.dim.is_multiple_of(2) || self.rope.dim > self.head_dim {
             return fail(format!(
                 "rope.dim is {}, not an even number in 2..={}",
                 self.rope.dim, self.head_dim
@@ -154,8 +157,10 @@ impl ModelConfig {
         if !(self.rope.theta >= 1.0 && self.rope.theta.is_finite()) {
             return fail(format!("rope.theta is {}", self.rope.theta));
         }
-        if self.sliding_window == Some(0) {
-            return fail("sliding_window is 0".into());
+        if let Some(window) = self.sliding_window
+            && !(1..=MAX_CONTEXT).contains(&window)
+        {
+            return fail(format!("sliding_window is {window}, not in 1..={MAX_CONTEXT}"));
         }
         self.validate_scaling()
     }
@@ -169,14 +174,14 @@ impl ModelConfig {
                 positive(*factor)
                     && positive(*low_freq_factor)
                     && high_freq_factor > low_freq_factor
-                    && *original_context > 0
+                    && (1..=MAX_CONTEXT).contains(original_context)
             }
             RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor } => {
                 let pairs = self.rope.dim / 2;
                 short_factor.len() == pairs
                     && long_factor.len() == pairs
                     && short_factor.iter().chain(long_factor).all(|f| positive(*f))
-                    && *original_context > 0
+                    && (1..=MAX_CONTEXT).contains(original_context)
                     && positive(*attention_factor)
             }
         };
