@@ -6,6 +6,7 @@
 //! Everything in a checkpoint is treated as hostile: counts are capped before anything is allocated, offsets are
 //! computed with checked arithmetic, and nothing that would change the model's output is skipped in silence.
 
+mod dtype;
 mod error;
 mod gguf;
 
