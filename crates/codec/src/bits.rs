@@ -39,7 +39,7 @@ impl Bits {
 
     /// Bytes of a row of `cols` weights, or `None` where `cols` is not a multiple of [`GROUP`] or the size overflows.
     pub const fn row_bytes(self, cols: usize) -> Option<usize> {
-        if cols % GROUP != 0 { None } else { (cols / GROUP).checked_mul(self.group_bytes()) }
+        if !cols.is_multiple_of(GROUP) { None } else { (cols / GROUP).checked_mul(self.group_bytes()) }
     }
 
     /// The code's value tables.

@@ -1,11 +1,52 @@
-use crate::{Bits, GROUP, Isa};
+mod search;
+mod trellis;
+mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::fmt;
+
+use crate::{Bits, GROUP, Isa, Table};
+use search::Forward;
+use trellis::Trellis;
+use vector::Line;
+
+/// The metric of a path that must not be taken: more than any other can lose, with room below 2³¹.
+const FORBIDDEN: i32 = 1 << 30;
+
+/// Weights on either side of the seam that the first pass looks at to find the overlap there.
+const SEAM_REACH: usize = GROUP / 2;
 
 /// Finds the codes of many groups: a 256-state Viterbi search, closed into rings.
 ///
-/// It holds scratch memory: make one per thread.
-#[derive(Clone, Debug)]
+/// The best path round a ring would need a search for each overlap that the last weight can leave to the first.
+/// Two passes come within hundredths of a decibel: the first runs across that seam, from the middle of the
+/// group to its middle with free ends, and tells the overlap; the second runs from the seam to the seam with that
+/// overlap given.
+///
+/// Groups go in the lanes of a vector. All arithmetic of the search is on integers, so that every path gives the same
+/// codes. An encoder holds scratch memory: make one per thread.
+#[derive(Clone)]
 pub struct Encoder {
     bits: Bits,
+    isa: Isa,
+    /// The value of each state.
+    values: [i8; 256],
+    trellis: Trellis,
+    forward: Forward,
+    lanes: usize,
+    /// [`Forward`]'s, for one vector of groups.
+    slopes: Vec<Line>,
+    /// [`Forward`]'s.
+    metrics: Vec<Line>,
+    /// The states found, by group of the vector.
+    paths: Vec<[u8; GROUP]>,
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoder").field("bits", &self.bits).field("isa", &self.isa).finish_non_exhaustive()
+    }
 }
 
 impl Encoder {
@@ -14,16 +55,43 @@ impl Encoder {
         Self::with_isa(bits, Isa::best())
     }
 
-    /// An encoder on a given path, which must be available. All paths give the same codes.
-    pub fn with_isa(bits: Bits, _isa: Isa) -> Self {
-        Self { bits }
+    /// An encoder on a given path. All paths give the same codes.
+    ///
+    /// # Panics
+    /// If this processor lacks the path.
+    pub fn with_isa(bits: Bits, isa: Isa) -> Self {
+        Self::with_table(bits, isa, bits.table())
+    }
+
+    /// An encoder for tables other than the code's own: what training them needs.
+    ///
+    /// # Panics
+    /// If this processor lacks the path.
+    pub fn with_table(bits: Bits, isa: Isa, table: &Table) -> Self {
+        assert!(isa.is_available(), "this processor has no {}: use one of Isa::available()", isa.name());
+        let (forward, lanes) = search::forward(bits, isa);
+        Self {
+            bits,
+            isa,
+            values: std::array::from_fn(|state| table.value(state as u8)),
+            trellis: Trellis::new(bits, table),
+            forward,
+            lanes,
+            slopes: Line::zeroed(GROUP * lanes),
+            metrics: Line::zeroed((GROUP + 1) * classes(bits) * lanes),
+            paths: vec![[0; GROUP]; lanes],
+        }
     }
 
     /// Encodes groups of [`GROUP`] numbers, one after the other.
     ///
-    /// `x` is in table units (data of unit variance times [`crate::Table::sigma`] fits best), `codes` holds
+    /// `x` is in table units (data of unit variance times [`Table::sigma`] fits best), `codes` holds
     /// [`Bits::group_bytes`] bytes a group. `weights` are importances by position in the group (all one where
-    /// `None`). `errors[g]`, if wanted, becomes `Σ wᵢ (xᵢ - vᵢ)²` of group `g`.
+    /// `None`); they are resolved to between 1/32 (`K` = 6) and 1/512 (`K` = 2) of the largest. `errors[g]`, if
+    /// wanted, becomes `Σ wᵢ (xᵢ - vᵢ)²` of group `g`.
+    ///
+    /// Any input gives valid codes: for the search, numbers are clamped a little beyond the tables' range and a NaN
+    /// is zero, and so is a NaN or negative weight; the errors are computed from the numbers as they came.
     ///
     /// # Panics
     /// If the lengths do not belong together.
@@ -32,73 +100,114 @@ impl Encoder {
         x: &[f32],
         weights: Option<&[f32; GROUP]>,
         codes: &mut [u8],
-        mut errors: Option<&mut [f32]>,
+        errors: Option<&mut [f32]>,
     ) {
         let (groups, rest) = x.as_chunks::<GROUP>();
-        assert!(rest.is_empty(), "whole groups");
-        assert_eq!(codes.len(), groups.len() * self.bits.group_bytes(), "codes of every group");
-        let weights = weights.unwrap_or(&[1.0; GROUP]);
-        for (g, (x, code)) in groups.iter().zip(codes.chunks_exact_mut(self.bits.group_bytes())).enumerate() {
-            let mut rotated = *x;
-            let mut rotated_weights = *weights;
-            rotated.rotate_left(GROUP / 2);
-            rotated_weights.rotate_left(GROUP / 2);
-            let path = self.search(&rotated, &rotated_weights, None);
-            let seam = path[GROUP / 2] & self.overlap_mask();
-            let path = self.search(x, weights, Some(seam));
-            code.fill(0);
-            let k = self.bits.get();
-            for (i, state) in path.iter().enumerate() {
-                for bit in 0..k {
-                    code[(k * i + bit) / 8] |= (state >> bit & 1) << ((k * i + bit) % 8);
-                }
+        assert!(rest.is_empty(), "numbers come in whole groups of {GROUP}");
+        assert_eq!(codes.len(), groups.len() * self.bits.group_bytes(), "bytes of the groups' codes");
+        assert!(errors.as_ref().is_none_or(|e| e.len() == groups.len()), "one error for each group");
+
+        self.trellis.set_weights(weights);
+        let mut errors = errors.map(|errors| errors.chunks_mut(self.lanes));
+        let code_blocks = codes.chunks_mut(self.lanes * self.bits.group_bytes());
+        for (groups, codes) in groups.chunks(self.lanes).zip(code_blocks) {
+            self.search(groups);
+            for (path, code) in self.paths.iter().zip(codes.chunks_exact_mut(self.bits.group_bytes())) {
+                pack(self.bits, path, code);
             }
-            if let Some(errors) = errors.as_deref_mut() {
-                let table = self.bits.table();
-                errors[g] = (0..GROUP)
-                    .map(|i| {
-                        weights[i] * (x[i] - f32::from(table.value(crate::state(self.bits, code, i)))).powi(2)
-                    })
-                    .sum();
+            if let Some(errors) = errors.as_mut().and_then(Iterator::next) {
+                for ((x, path), error) in groups.iter().zip(&self.paths).zip(errors) {
+                    *error = self.error(x, path, weights);
+                }
             }
         }
     }
 
-    fn overlap_mask(&self) -> u8 {
-        (0xffu16 >> self.bits.get()) as u8
-    }
-
-    /// The best path of states, from and to a given overlap if there is one.
-    fn search(&self, x: &[f32; GROUP], weights: &[f32; GROUP], seam: Option<u8>) -> [u8; GROUP] {
-        let (k, table) = (self.bits.get(), self.bits.table());
-        let classes = 256 >> k;
-        let mut best = vec![0f32; classes];
-        if let Some(seam) = seam {
-            best.fill(f32::INFINITY);
-            best[seam as usize] = 0.0;
-        }
-        let mut choices = vec![[0u8; 256]; GROUP];
-        for i in 0..GROUP {
-            let mut next = vec![f32::INFINITY; classes];
-            for state in 0..256usize {
-                let cost = weights[i] * (x[i] - f32::from(table.value(state as u8))).powi(2);
-                let metric = best[state & (classes - 1)] + cost;
-                if metric < next[state >> k] {
-                    next[state >> k] = metric;
-                    choices[i][state >> k] = (state & ((1 << k) - 1)) as u8;
-                }
+    /// Finds the paths of at most one vector of groups.
+    fn search(&mut self, groups: &[[f32; GROUP]]) {
+        let slopes = Line::numbers_mut(&mut self.slopes);
+        for (lane, x) in groups.iter().enumerate() {
+            for (i, x) in x.iter().enumerate() {
+                slopes[i * self.lanes + lane] = self.trellis.slope(i, *x);
             }
-            best = next;
         }
-        let mut class = match seam {
-            Some(seam) => seam as usize,
-            None => (0..classes).min_by(|a, b| best[*a].total_cmp(&best[*b])).unwrap_or(0),
-        };
-        let mut path = [0; GROUP];
+
+        let row = classes(self.bits) * self.lanes;
+        let mut seams = [0u8; Line::LEN];
+        Line::numbers_mut(&mut self.metrics)[..row].fill(0);
+        self.run(GROUP - SEAM_REACH, 2 * SEAM_REACH);
+        self.best_ends(2 * SEAM_REACH, &mut seams);
+        for i in (SEAM_REACH..2 * SEAM_REACH).rev() {
+            self.step_back(i, &mut seams, |_, _| ());
+        }
+
+        Line::numbers_mut(&mut self.metrics)[..row].fill(FORBIDDEN);
+        for (lane, seam) in seams[..self.lanes].iter().enumerate() {
+            Line::numbers_mut(&mut self.metrics)[usize::from(*seam) * self.lanes + lane] = 0;
+        }
+        self.run(0, GROUP);
+        let mut paths = std::mem::take(&mut self.paths);
         for i in (0..GROUP).rev() {
-            path[i] = ((class << k) as u8) | choices[i][class];
-            class = path[i] as usize & (classes - 1);
+            self.step_back(i, &mut seams, |lane, state| paths[lane][i] = state);
         }
-        path
+        self.paths = paths;
+    }
+
+    /// Runs the forward search.
+    fn run(&mut self, first: usize, count: usize) {
+        // SAFETY: `with_table` has checked that the processor has the path.
+        unsafe { (self.forward)(&self.trellis, first, count, &self.slopes, &mut self.metrics) }
+    }
+
+    /// The overlap that the best path over `count` weights leaves, by lane.
+    fn best_ends(&self, count: usize, overlaps: &mut [u8; Line::LEN]) {
+        let row = classes(self.bits) * self.lanes;
+        let metrics = &Line::numbers(&self.metrics)[count * row..][..row];
+        let mut best = [i32::MAX; Line::LEN];
+        for (class, metrics) in metrics.chunks_exact(self.lanes).enumerate() {
+            for ((metric, best), overlap) in metrics.iter().zip(&mut best).zip(&mut *overlaps) {
+                if metric < best {
+                    (*best, *overlap) = (*metric, class as u8);
+                }
+            }
+        }
+    }
+
+    /// From the overlaps after the search's weight `i` back to its states and the overlaps before it.
+    #[inline(always)]
+    fn step_back(&self, i: usize, overlaps: &mut [u8; Line::LEN], mut found: impl FnMut(usize, u8)) {
+        let (k, classes) = (self.bits.get(), classes(self.bits));
+        let metrics = &Line::numbers(&self.metrics)[(i + 1) * classes * self.lanes..][..classes * self.lanes];
+        for (lane, overlap) in overlaps[..self.lanes].iter_mut().enumerate() {
+            let class = usize::from(*overlap);
+            let choice = metrics[class * self.lanes + lane] as usize & ((1 << k) - 1);
+            let state = class << k | choice;
+            found(lane, state as u8);
+            *overlap = (state & (classes - 1)) as u8;
+        }
+    }
+
+    fn error(&self, x: &[f32; GROUP], path: &[u8; GROUP], weights: Option<&[f32; GROUP]>) -> f32 {
+        let mut sum = 0.0;
+        for i in 0..GROUP {
+            let error = x[i] - f32::from(self.values[usize::from(path[i])]);
+            sum += weights.map_or(1.0, |w| w[i]) * error * error;
+        }
+        sum
+    }
+}
+
+/// The number of overlaps that a state can leave to the next.
+fn classes(bits: Bits) -> usize {
+    1 << (8 - bits.get())
+}
+
+/// Writes the ring of a path of states: each state's lowest `K` bits are the ring's at that weight.
+fn pack(bits: Bits, path: &[u8; GROUP], code: &mut [u8]) {
+    let k = bits.get();
+    let mask = (1u64 << k) - 1;
+    for (states, bytes) in path.chunks_exact(8).zip(code.chunks_exact_mut(k)) {
+        let word = states.iter().rev().fold(0u64, |word, state| word << k | u64::from(*state) & mask);
+        bytes.copy_from_slice(&word.to_le_bytes()[..k]);
     }
 }

@@ -13,13 +13,14 @@ mod bits;
 mod decode;
 mod encode;
 mod isa;
+mod table;
 mod tables;
 
 pub use bits::{Bits, BitsError};
 pub use decode::{decode_group, decode_row, state};
 pub use encode::Encoder;
 pub use isa::{Isa, IsaError};
-pub use tables::Table;
+pub use table::Table;
 
 /// Weights in a group: the span of one ring.
 pub const GROUP: usize = 32;
