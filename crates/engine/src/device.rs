@@ -32,3 +32,24 @@ pub fn make(
     let _ = (name, weights, options, progress);
     todo!()
 }
+
+/// What a device can do at the very most, measured on it.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Limits {
+    /// Reading memory and doing nothing else, in GB (10⁹ bytes) a second.
+    pub read_gb_s: f64,
+    /// Decoding T8 weights that are in the cache and multiplying them by one vector, in 10⁹ weights a second.
+    pub kernel_gw_s: Option<f64>,
+    /// Multiplying in the arithmetic of prompts, in 10⁹ multiply-adds a second.
+    pub multiply_gmac_s: Option<f64>,
+}
+
+/// Measures a device's limits (takes seconds, and memory for buffers that no cache holds, which is given back); `None`
+/// where the device cannot be measured.
+///
+/// # Errors
+/// [`EngineError::UnknownDevice`], and whatever the machine refuses.
+pub fn limits(name: &str, threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
+    let _ = (name, threads);
+    todo!()
+}

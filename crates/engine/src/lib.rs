@@ -17,7 +17,7 @@ mod sampler;
 mod template;
 mod tokenizer;
 
-pub use device::{DeviceInfo, devices};
+pub use device::{DeviceInfo, Limits, devices};
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
 pub use generation::{Completion, FinishReason, Generation, GenerationOptions, Piece, Session, Stats, Step};
