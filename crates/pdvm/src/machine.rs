@@ -24,6 +24,17 @@ pub struct Segment<'a> {
     pub logits: Logits,
 }
 
+impl Segment<'_> {
+    /// Rows of logits that it asks for.
+    pub fn logits_rows(&self) -> usize {
+        match self.logits {
+            Logits::None => 0,
+            Logits::Last => 1.min(self.tokens.len()),
+            Logits::All => self.tokens.len(),
+        }
+    }
+}
+
 /// What one run computes: segments of different sequences, at most [`MachineOptions::max_batch`] tokens in all.
 pub type Batch<'a> = [Segment<'a>];
 

@@ -21,7 +21,7 @@ pub const fn block(width: usize) -> usize {
 /// If `block` is not a power of two that divides `x.len()`.
 #[inline(always)]
 pub fn hadamard(x: &mut [f32], block: usize) {
-    assert!(block.is_power_of_two() && x.len() % block == 0, "block {block} for {} values", x.len());
+    assert!(block.is_power_of_two() && x.len().is_multiple_of(block), "block {block} for {} values", x.len());
     let norm = 1.0 / (block as f32).sqrt();
     for x in x.chunks_exact_mut(block) {
         let mut half = 1;

@@ -1,10 +1,10 @@
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
-use upg_format::{FormatError, ModelConfig, TensorName, UpgFile};
+use upg_format::{Encoding, FormatError, ModelConfig, TensorData, TensorEntry, TensorName, UpgFile};
 
 use crate::{Tensor, Weights, WeightsError};
 
-/// The weights of a `.upg` file, in place.
+/// The weights of a `.upg` file. T8 and f32 tensors are read in place; f16 vectors are widened.
 #[derive(Debug)]
 pub struct UpgWeights {
     file: UpgFile,
@@ -35,7 +35,28 @@ impl Weights for UpgWeights {
         &self.file.header().config
     }
 
-    fn tensor(&self, _name: TensorName) -> Result<Tensor<'_>, WeightsError> {
-        todo!()
+    fn tensor(&self, name: TensorName) -> Result<Tensor<'_>, WeightsError> {
+        let (entry, data) = self.file.tensor(name).ok_or(WeightsError::Missing(name))?;
+        tensor(entry, data)?.checked(name, self.config())
+    }
+}
+
+fn tensor<'a>(entry: &TensorEntry, data: TensorData<'a>) -> Result<Tensor<'a>, WeightsError> {
+    // Sizes past the address space saturate, and then fail the check against the configuration.
+    let [rows, cols] = entry.shape.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    match (data, entry.encoding) {
+        (TensorData::T8 { scales, codes }, Encoding::T8(bits)) => {
+            Ok(Tensor::T8 { bits, rows, cols, scales: scales.into(), codes: codes.into() })
+        }
+        (TensorData::T8 { .. }, encoding) => {
+            let source =
+                format!("its entry says {encoding} but it holds T8 codes; please report this as a bug");
+            Err(WeightsError::Source { name: entry.name, source: source.into() })
+        }
+        (TensorData::F32(data), _) => Ok(Tensor::F32 { rows, cols, data: data.into() }),
+        (TensorData::F16(data), _) => {
+            let data = Cow::Owned(data.iter().map(|x| x.to_f32()).collect());
+            Ok(Tensor::F32 { rows, cols, data })
+        }
     }
 }

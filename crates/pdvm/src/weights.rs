@@ -32,6 +32,26 @@ pub enum Tensor<'a> {
 }
 
 impl Tensor<'_> {
+    /// The tensor itself, where its shape is the configuration's and its parts have the lengths that follow from it.
+    ///
+    /// # Errors
+    /// [`WeightsError::Shape`] and [`WeightsError::Length`].
+    pub fn checked(self, name: TensorName, config: &ModelConfig) -> Result<Self, WeightsError> {
+        let (found, expected) = (self.shape(), name.shape(config));
+        if found != expected {
+            return Err(WeightsError::Shape { name, found, expected });
+        }
+        let [rows, cols] = found;
+        let whole = match &self {
+            Tensor::F32 { data, .. } => rows.checked_mul(cols) == Some(data.len()),
+            Tensor::T8 { bits, scales, codes, .. } => {
+                let length = bits.row_bytes(cols).and_then(|row| row.checked_mul(rows));
+                scales.len() == rows && length == Some(codes.len())
+            }
+        };
+        if whole { Ok(self) } else { Err(WeightsError::Length { name, shape: found }) }
+    }
+
     /// `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         match self {
@@ -44,10 +64,10 @@ impl Tensor<'_> {
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The source has no such tensor.
-    #[error("the model has no tensor {0}")]
+    #[error("the model has no tensor {0}: fetch it again or compress anew")]
     Missing(TensorName),
     /// The source's tensor has another shape than the configuration asks for.
-    #[error("tensor {name} is {found:?}, not {expected:?}")]
+    #[error("tensor {name} is {found:?}, not {expected:?}: fetch the model again or compress anew")]
     Shape {
         /// The tensor.
         name: TensorName,
@@ -55,6 +75,14 @@ pub enum WeightsError {
         found: [usize; 2],
         /// What the configuration asks for.
         expected: [usize; 2],
+    },
+    /// Scales, codes or numbers are more or fewer than the shape says, or T8 cannot store the shape.
+    #[error("tensor {name} does not hold the numbers of its shape {shape:?}: fetch the model again")]
+    Length {
+        /// The tensor.
+        name: TensorName,
+        /// Its `[rows, cols]`.
+        shape: [usize; 2],
     },
     /// The source failed (I/O, a damaged file, …); its message says what to do.
     #[error("tensor {name}: {source}")]
