@@ -9,6 +9,11 @@
 mod dtype;
 mod error;
 mod gguf;
+mod loaded;
+mod mapped;
+mod names;
+mod stops;
+mod tensors;
 
 use std::{
     ops::Range,
@@ -17,6 +22,7 @@ use std::{
 
 pub use error::CheckpointError;
 pub use gguf::GgufError;
+use mapped::MappedFile;
 use upg_format::{ModelConfig, TensorName, TextConfig};
 
 /// A model as it was published: configuration, text handling and weights in f32.
@@ -49,5 +55,10 @@ pub trait Checkpoint: Send + Sync {
 /// # Errors
 /// See [`CheckpointError`]; everything but the numbers themselves is checked here.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>, CheckpointError> {
-    Err(CheckpointError::NotACheckpoint { path: path.to_owned(), why: "the reader is to come".into() })
+    let file = MappedFile::open(path)?;
+    if !file.bytes().starts_with(gguf::MAGIC) {
+        let why = "it does not start like a GGUF file; give a .gguf file or a model's folder".to_owned();
+        return Err(CheckpointError::NotACheckpoint { path: path.to_owned(), why });
+    }
+    Ok(Box::new(gguf::load(file)?))
 }

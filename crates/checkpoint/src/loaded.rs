@@ -1,0 +1,45 @@
+use std::{ops::Range, path::PathBuf};
+
+use upg_format::{ModelConfig, TensorName, TextConfig};
+
+use crate::{Checkpoint, CheckpointError, tensors::Tensors};
+
+/// A checkpoint of either kind, once its description is read.
+pub(crate) struct Loaded {
+    pub config: ModelConfig,
+    pub text: TextConfig,
+    pub tokenizer_json: Vec<u8>,
+    pub tensors: Tensors,
+    pub description: String,
+}
+
+impl Checkpoint for Loaded {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn text(&self) -> &TextConfig {
+        &self.text
+    }
+
+    fn tokenizer_json(&self) -> &[u8] {
+        &self.tokenizer_json
+    }
+
+    fn sources(&self) -> Vec<PathBuf> {
+        self.tensors.files().iter().map(|file| file.path().to_owned()).collect()
+    }
+
+    fn read_rows(
+        &self,
+        name: TensorName,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        self.tensors.read_rows(name, rows, out)
+    }
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+}
