@@ -1,0 +1,225 @@
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use bytemuck::cast_slice;
+use half::f16;
+use upg_checkpoint::Checkpoint;
+use upg_codec::{Bits, GROUP};
+use upg_format::{
+    Encoding, Header, Provenance, RotationConfig, Section, TensorName, TensorStats, UpgFile, UpgWriter,
+};
+
+use crate::{
+    CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport, peak_rss,
+    plan::{PlannedTensor, allocate},
+    round::{Energy, RowTooLarge, round_rows},
+    source::identify,
+};
+
+/// Numbers in one chunk, unless one block of the rotation has more: large enough to keep all threads busy, small
+/// enough that stopping is prompt and memory little.
+const CHUNK: usize = 4 << 20;
+
+/// How to compress, but for the size.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The rotation to fold in. Without one, T8's error is that of the weights' own distribution: for experiments.
+    pub rotation: Option<RotationConfig>,
+    /// What bits are allocated by; `None`: [`Sensitivities::prior`].
+    pub sensitivities: Option<Sensitivities>,
+    /// A plan in JSON (see [`Plan::to_json`]) to follow instead of allocating; the target is then only a limit.
+    pub plan: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { rotation: Some(RotationConfig { seed: 0 }), sensitivities: None, plan: None }
+    }
+}
+
+/// Compresses `checkpoint` to the file `out`, no larger than `target`.
+///
+/// Uses the current rayon pool. `cancel` is looked at between chunks: once it is true, [`CompressError::Cancelled`] is
+/// returned, `out` is untouched, and the same call goes on from `out.part` without redoing finished tensors.
+///
+/// # Errors
+/// See [`CompressError`].
+pub fn compress(
+    checkpoint: &dyn Checkpoint,
+    out: &Path,
+    target: Target,
+    options: &Options,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Report, CompressError> {
+    let start = Instant::now();
+    let folded = Folded::new(checkpoint, options.rotation);
+    let header = header(checkpoint, &folded, target, progress)?;
+    let overhead = UpgWriter::overhead(&header, checkpoint.tokenizer_json())?;
+    let plan = plan(&folded, target, options, overhead)?;
+    progress.planned(&plan, memory(&folded, &plan));
+
+    let encodings = plan.encodings();
+    let writer = UpgWriter::create_or_resume(out, &header, checkpoint.tokenizer_json(), &encodings)?;
+    let mut job = Job { folded: &folded, writer, progress, cancel, numbers: Vec::new() };
+    let mut weights = 0;
+    for tensor in plan.tensors() {
+        weights += job.tensor(tensor)?;
+    }
+    let file_bytes = job.writer.finish()?;
+    let tensors = measured(out)?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Report { plan, tensors, file_bytes, seconds, weights, peak_rss: peak_rss() })
+}
+
+/// What the file says of itself. Depends on nothing but the arguments: it decides whether a run can be gone on with.
+fn header(
+    checkpoint: &dyn Checkpoint,
+    folded: &Folded<'_>,
+    target: Target,
+    progress: &dyn Progress,
+) -> Result<Header, CompressError> {
+    progress.message("Hashing the checkpoint");
+    let source = checkpoint.sources().iter().map(|path| identify(path)).collect::<Result<_, _>>()?;
+    let settings = [
+        ("checkpoint", checkpoint.describe()),
+        ("target", target.to_string()),
+        ("rounding", "nearest; row scales by least squares".to_owned()),
+    ];
+    let provenance = Provenance {
+        source,
+        tool: concat!("upg ", env!("CARGO_PKG_VERSION")).to_owned(),
+        calibration: None,
+        settings: settings
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+    };
+    Ok(Header { config: folded.config().clone(), text: checkpoint.text().clone(), provenance })
+}
+
+fn plan(
+    folded: &Folded<'_>,
+    target: Target,
+    options: &Options,
+    overhead: u64,
+) -> Result<Plan, CompressError> {
+    let config = folded.config();
+    let Some(json) = &options.plan else {
+        let prior = || Sensitivities::prior(config);
+        let sensitivities = options.sensitivities.clone().unwrap_or_else(prior);
+        return allocate(config, &sensitivities, target, overhead);
+    };
+    let plan = Plan::from_json(json, config, overhead)?;
+    let (bytes, budget) = (plan.file_bytes(), target.budget(plan.parameters())?);
+    if bytes > budget {
+        return Err(CompressError::Plan(format!("the plan takes {bytes} bytes, {target} allows {budget}")));
+    }
+    Ok(plan)
+}
+
+/// Rows of a tensor that are held at once: whole blocks of the rotation.
+fn chunk_rows(folded: &Folded<'_>, tensor: &PlannedTensor) -> usize {
+    let [rows, cols] = tensor.shape;
+    let step = folded.row_step(tensor.name);
+    (CHUNK / cols / step * step).clamp(step, rows)
+}
+
+/// About the bytes that compressing holds: the largest chunk as numbers and as codes, and what threads need besides.
+fn memory(folded: &Folded<'_>, plan: &Plan) -> u64 {
+    let chunk = |t: &PlannedTensor| (chunk_rows(folded, t) * t.shape[1]) as u64;
+    let largest = plan.tensors().iter().map(chunk).max().unwrap_or(0);
+    largest * 5 + (1 << 20) * rayon::current_num_threads() as u64
+}
+
+/// Signal to error of every tensor, those of earlier runs included: the file knows them all.
+fn measured(out: &Path) -> Result<Vec<TensorReport>, CompressError> {
+    let file = UpgFile::open(out)?;
+    let report = |name, stats: Option<TensorStats>| TensorReport { name, snr_db: stats.map(|s| s.snr_db) };
+    Ok(file.tensors().iter().map(|entry| report(entry.name, entry.stats)).collect())
+}
+
+struct Job<'a> {
+    folded: &'a Folded<'a>,
+    writer: UpgWriter,
+    progress: &'a dyn Progress,
+    cancel: &'a AtomicBool,
+    /// The chunk in work.
+    numbers: Vec<f32>,
+}
+
+impl Job<'_> {
+    /// Brings a tensor into the file and returns the weights that this took: none where it was there.
+    fn tensor(&mut self, tensor: &PlannedTensor) -> Result<u64, CompressError> {
+        let PlannedTensor { name, encoding, .. } = *tensor;
+        self.progress.started(name, encoding, tensor.weights());
+        if self.writer.is_done(name) {
+            self.progress.advanced(tensor.weights());
+            self.progress.finished(name, None);
+            return Ok(0);
+        }
+        let ([rows, cols], step) = (tensor.shape, chunk_rows(self.folded, tensor));
+        let mut energy = Energy::default();
+        for first in (0..rows).step_by(step) {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(CompressError::Cancelled);
+            }
+            let chunk = first..rows.min(first + step);
+            self.numbers.resize(chunk.len() * cols, 0.0);
+            self.folded.rows(name, chunk.clone(), &mut self.numbers)?;
+            energy += match encoding {
+                Encoding::T8(bits) => self.t8(name, bits, cols, &chunk)?,
+                Encoding::F16 => self.f16(name, cols, &chunk)?,
+                Encoding::F32 => self.f32(name, cols, &chunk)?,
+            };
+            self.progress.advanced((chunk.len() * cols) as u64);
+        }
+        let snr_db = energy.snr_db();
+        self.writer.finish_tensor(name, snr_db.map(|snr_db| TensorStats { snr_db }))?;
+        self.progress.finished(name, snr_db);
+        Ok(tensor.weights())
+    }
+
+    fn t8(
+        &mut self,
+        name: TensorName,
+        bits: Bits,
+        cols: usize,
+        rows: &Range<usize>,
+    ) -> Result<Energy, CompressError> {
+        let mut scales = vec![f16::ZERO; rows.len()];
+        let row_bytes = cols / GROUP * bits.group_bytes();
+        let mut codes = vec![0; rows.len() * row_bytes];
+        let energy = round_rows(bits, &self.numbers, cols, &mut scales, &mut codes)
+            .map_err(|RowTooLarge(row)| CompressError::TooLarge { name, row: rows.start + row })?;
+        self.writer.write(name, Section::Scales, rows.start as u64 * 2, cast_slice(&scales))?;
+        self.writer.write(name, Section::Codes, (rows.start * row_bytes) as u64, &codes)?;
+        Ok(energy)
+    }
+
+    fn f16(&mut self, name: TensorName, cols: usize, rows: &Range<usize>) -> Result<Energy, CompressError> {
+        let halves: Vec<f16> = self.numbers.iter().map(|x| f16::from_f32(*x)).collect();
+        if let Some(at) = halves.iter().position(|h| !h.is_finite()) {
+            return Err(CompressError::TooLarge { name, row: rows.start + at / cols });
+        }
+        self.writer.write(name, Section::Plain, (rows.start * cols * 2) as u64, cast_slice(&halves))?;
+        let mut energy = Energy::default();
+        for (x, half) in self.numbers.iter().zip(&halves) {
+            let (x, rounded) = (f64::from(*x), half.to_f64());
+            energy += Energy { signal: x * x, noise: (x - rounded).powi(2) };
+        }
+        Ok(energy)
+    }
+
+    fn f32(&mut self, name: TensorName, cols: usize, rows: &Range<usize>) -> Result<Energy, CompressError> {
+        let bytes: &[u8] = cast_slice(&self.numbers);
+        self.writer.write(name, Section::Plain, (rows.start * cols * 4) as u64, bytes)?;
+        // Without error: no ratio to report.
+        Ok(Energy::default())
+    }
+}

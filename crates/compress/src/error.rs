@@ -1,0 +1,69 @@
+use std::{io, path::PathBuf};
+
+use upg_checkpoint::CheckpointError;
+use upg_format::{FormatError, TensorName};
+
+use crate::Target;
+
+/// Why a checkpoint could not be compressed. Every message ends with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CompressError {
+    /// The checkpoint could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The file could not be written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A source file could not be hashed.
+    #[error("cannot read {}: {source}; check that it is still there and readable", path.display())]
+    Source {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The checkpoint holds an infinity or NaN.
+    #[error("row {row} of {name} holds {value}: the checkpoint is damaged; fetch it again")]
+    NotFinite {
+        /// The tensor.
+        name: TensorName,
+        /// The first row that holds one.
+        row: usize,
+        /// The number.
+        value: f32,
+    },
+    /// A row's numbers are too large for its scale, an `f16`, or for an `f16` tensor.
+    #[error("row {row} of {name} is too large for f16 scales; plan this tensor as f32")]
+    TooLarge {
+        /// The tensor.
+        name: TensorName,
+        /// The row, as folded.
+        row: usize,
+    },
+    /// A target that is not a positive number.
+    #[error("{0} is not a size; give a positive number")]
+    TargetNotPositive(Target),
+    /// No plan is that small.
+    #[error(
+        "{target} means {budget} bytes, but the smallest file of this model has {smallest}; ask for at most \
+         --ratio {ratio:.2} or at least --bits {bits:.3}"
+    )]
+    TargetTooSmall {
+        /// What was asked for.
+        target: Target,
+        /// Its bytes.
+        budget: u64,
+        /// Bytes of the smallest file.
+        smallest: u64,
+        /// The smallest file's ratio to fp32, rounded down so that it can be had.
+        ratio: f64,
+        /// The smallest file's bits a weight, rounded up so that they can be had.
+        bits: f64,
+    },
+    /// A plan that does not fit the model.
+    #[error("{0}; start from the plan that `upg compress` prints for this model")]
+    Plan(String),
+    /// Asked to stop.
+    #[error("stopped; the same command goes on from the tensors that are finished")]
+    Cancelled,
+}
