@@ -9,6 +9,7 @@
 mod dtype;
 mod error;
 mod gguf;
+mod hf;
 mod loaded;
 mod mapped;
 mod names;
@@ -55,9 +56,12 @@ pub trait Checkpoint: Send + Sync {
 /// # Errors
 /// See [`CheckpointError`]; everything but the numbers themselves is checked here.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>, CheckpointError> {
+    if path.is_dir() {
+        return Ok(Box::new(hf::load(path)?));
+    }
     let file = MappedFile::open(path)?;
     if !file.bytes().starts_with(gguf::MAGIC) {
-        let why = "it does not start like a GGUF file; give a .gguf file or a model's folder".to_owned();
+        let why = "it does not start like a GGUF file; give a .gguf file or the folder of a model".to_owned();
         return Err(CheckpointError::NotACheckpoint { path: path.to_owned(), why });
     }
     Ok(Box::new(gguf::load(file)?))

@@ -4,16 +4,14 @@ use std::collections::BTreeSet;
 
 /// Tokens that end a turn or a text in the families that are read. Instruction-tuned checkpoints often name only one
 /// of theirs, and a model that then writes the other never stops.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 8] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|end|>",
     "<|eot_id|>",
     "<|eom_id|>",
     "<|end_of_text|>",
-    "<|endofprompt|>",
     "<end_of_turn>",
-    "<|return|>",
     "</s>",
 ];
 
