@@ -1,15 +1,22 @@
-//! One suite that every machine must pass: tiny synthetic models, run in every way that a batch can be cut, compared
-//! with the reference machine.
+//! One suite that every machine must pass: tiny synthetic models with every feature that a configuration can ask
+//! for, run in every way that a batch can be cut, compared with the reference machine.
 //!
 //! ```no_run
 //! # use upg_pdvm::{conformance, ReferenceMachine};
-//! let report = conformance::check(&|weights, options| Ok(Box::new(ReferenceMachine::new(weights, options)?)), 1e-4);
+//! let report =
+//!     conformance::check(&|weights, options| Ok(Box::new(ReferenceMachine::new(weights, options)?)), 1e-4);
 //! println!("{report}");
 //! assert!(report.passed(), "{report}");
 //! ```
 
+mod checks;
+mod models;
+
 use std::fmt;
 
+pub use models::tiny_models;
+
+use self::checks::{CHECKS, Pair};
 use crate::{Machine, MachineError, MachineOptions, Synthetic, Weights};
 
 /// Makes the machine under test.
@@ -22,7 +29,8 @@ pub struct Case {
     pub model: &'static str,
     /// The check's name.
     pub check: &'static str,
-    /// The worst relative error of a row of logits, `‖a − b‖ / ‖b‖` with `b` the reference machine's; or what went wrong.
+    /// The worst relative error of a row of logits, `‖a − b‖ / ‖b‖` with `b` the reference machine's; or what went
+    /// wrong.
     pub outcome: Result<f32, String>,
 }
 
@@ -38,27 +46,53 @@ pub struct Report {
 impl Report {
     /// Whether every check ran, within the tolerance.
     pub fn passed(&self) -> bool {
-        todo!()
+        !self.cases.is_empty() && self.cases.iter().all(|case| case.passed(self.tolerance))
     }
 
-    /// The worst relative error of all cases that ran.
+    /// The worst relative error of all cases that ran to their end.
     pub fn worst(&self) -> f32 {
-        todo!()
+        self.cases.iter().filter_map(|case| case.outcome.as_ref().ok()).copied().fold(0.0, f32::max)
+    }
+}
+
+impl Case {
+    fn passed(&self, tolerance: f32) -> bool {
+        self.outcome.as_ref().is_ok_and(|error| *error <= tolerance)
     }
 }
 
 impl fmt::Display for Report {
-    fn fmt(&self, _f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        todo!()
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for case in &self.cases {
+            let mark = if case.passed(self.tolerance) { "ok  " } else { "FAIL" };
+            write!(f, "{mark} {:<30} {:<22} ", case.model, case.check)?;
+            match &case.outcome {
+                Ok(error) => writeln!(f, "{error:.1e}")?,
+                Err(message) => writeln!(f, "{message}")?,
+            }
+        }
+        let failed = self.cases.iter().filter(|case| !case.passed(self.tolerance)).count();
+        let (worst, tolerance, total) = (self.worst(), self.tolerance, self.cases.len());
+        write!(f, "worst relative error {worst:.1e}, tolerance {tolerance:.1e}; {failed} of {total} failed")
     }
 }
 
-/// Runs the suite. A row of logits may differ from the reference machine's by `tolerance` of its length.
-pub fn check(_make: &Make<'_>, _tolerance: f32) -> Report {
-    todo!()
+/// Runs the suite. A row of logits may differ from the reference machine's by `tolerance` times its length.
+pub fn check(make: &Make<'_>, tolerance: f32) -> Report {
+    check_models(make, &tiny_models(), tolerance)
 }
 
-/// The suite's models.
-pub fn tiny_models() -> Vec<(&'static str, Synthetic)> {
-    todo!()
+/// Runs the suite on some models only: for a machine that does not support all of [`tiny_models`].
+pub fn check_models(make: &Make<'_>, models: &[(&'static str, Synthetic)], tolerance: f32) -> Report {
+    let mut cases = Vec::new();
+    for (model, weights) in models {
+        match Pair::new(make, weights) {
+            Ok(mut pair) => cases.extend(CHECKS.into_iter().map(|(check, run)| {
+                let outcome = run(&mut pair).and_then(|error| pair.all_closed().map(|()| error));
+                Case { model, check, outcome }
+            })),
+            Err(message) => cases.push(Case { model, check: "loading", outcome: Err(message) }),
+        }
+    }
+    Report { cases, tolerance }
 }

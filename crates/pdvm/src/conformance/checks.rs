@@ -1,0 +1,314 @@
+//! The checks. Each opens sequences of the machine under test, runs them in its own way and compares every row of
+//! logits with what the reference machine gives for the same tokens in one run of their own.
+
+use super::Make;
+use crate::{
+    Batch, KvError, KvKind, Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, SeqId,
+    Weights, lower, rotation::SplitMix64,
+};
+
+/// Tokens of a sequence: more than a page, and no whole number of pages.
+pub(super) const CONTEXT: usize = 168;
+
+/// A check's name and what runs it: the worst relative error, or what went wrong.
+type Check = (&'static str, fn(&mut Pair) -> Result<f32, String>);
+
+pub(super) const CHECKS: [Check; 8] = [
+    ("whole prompt", whole_prompt),
+    ("token by token", token_by_token),
+    ("uneven chunks", uneven_chunks),
+    ("several sequences", several_sequences),
+    ("truncate and continue", truncate_and_continue),
+    ("same bits again", same_bits),
+    ("errors change nothing", errors_change_nothing),
+    ("info and program", info_and_program),
+];
+
+/// The machine under test beside the reference machine, with the same weights.
+pub(super) struct Pair {
+    machine: Box<dyn Machine>,
+    reference: ReferenceMachine,
+    /// As many tokens as the context holds.
+    prompt: Vec<u32>,
+    vocab: usize,
+}
+
+impl Pair {
+    pub(super) fn new(make: &Make<'_>, weights: &dyn Weights) -> Result<Self, String> {
+        let vocab = weights.config().vocab;
+        let options = MachineOptions {
+            context: CONTEXT,
+            sequences: 3,
+            kv: KvKind::F16,
+            max_batch: CONTEXT,
+            threads: None,
+        };
+        let mut random = SplitMix64(3);
+        Ok(Self {
+            machine: make(weights, &options).map_err(text)?,
+            reference: ReferenceMachine::new(weights, &options).map_err(text)?,
+            prompt: (0..CONTEXT).map(|_| (random.next() % vocab as u64) as u32).collect(),
+            vocab,
+        })
+    }
+
+    /// Whether a check left no page in use.
+    pub(super) fn all_closed(&self) -> Result<(), String> {
+        match self.machine.kv().used() {
+            0 => Ok(()),
+            used => Err(format!("{used} pages are in use after every sequence was closed")),
+        }
+    }
+
+    /// The reference machine's logits after each of `tokens`, a sequence that was to reach `reach` tokens.
+    fn expected(&mut self, tokens: &[u32], reach: usize) -> Result<Vec<f32>, String> {
+        let kv = self.reference.kv_mut();
+        let seq = kv.open().map_err(text)?;
+        kv.expect(seq, reach).map_err(text)?;
+        let rows = run(&mut self.reference, self.vocab, &[Segment { seq, tokens, logits: Logits::All }]);
+        self.reference.kv_mut().close(seq);
+        rows
+    }
+
+    /// Opens a sequence of the machine under test that is to reach `reach` tokens.
+    fn open(&mut self, reach: usize) -> Result<SeqId, String> {
+        let kv = self.machine.kv_mut();
+        let seq = kv.open().map_err(text)?;
+        kv.expect(seq, reach).map_err(text)?;
+        Ok(seq)
+    }
+
+    fn run(&mut self, batch: &Batch<'_>) -> Result<Vec<f32>, String> {
+        run(&mut *self.machine, self.vocab, batch)
+    }
+
+    fn run_one(&mut self, seq: SeqId, tokens: &[u32], logits: Logits) -> Result<Vec<f32>, String> {
+        self.run(&[Segment { seq, tokens, logits }])
+    }
+
+    fn close(&mut self, sequences: &[SeqId]) {
+        for seq in sequences {
+            self.machine.kv_mut().close(*seq);
+        }
+    }
+
+    /// The worst relative error of rows of logits; infinite where one is not finite.
+    fn worst(&self, found: &[f32], expected: &[f32]) -> Result<f32, String> {
+        if found.len() != expected.len() {
+            return Err(format!("{} logits instead of {}", found.len(), expected.len()));
+        }
+        let rows = found.chunks_exact(self.vocab).zip(expected.chunks_exact(self.vocab));
+        Ok(rows.map(|(found, expected)| relative_error(found, expected)).fold(0.0, f32::max))
+    }
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+fn run(machine: &mut dyn Machine, vocab: usize, batch: &Batch<'_>) -> Result<Vec<f32>, String> {
+    let mut logits = vec![f32::NAN; vocab * batch.iter().map(Segment::logits_rows).sum::<usize>()];
+    machine.run(batch, &mut logits).map_err(text)?;
+    Ok(logits)
+}
+
+/// `‖found − expected‖ / ‖expected‖`.
+fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
+    let square = |x: f64| x * x;
+    let error: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let length: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    let relative = (error / length).sqrt() as f32;
+    // NaN would win no comparison.
+    if relative.is_finite() { relative } else { f32::INFINITY }
+}
+
+/// A prompt that fills the context, in one run.
+fn whole_prompt(pair: &mut Pair) -> Result<f32, String> {
+    let prompt = pair.prompt.clone();
+    let seq = pair.open(0)?;
+    let found = pair.run_one(seq, &prompt, Logits::All)?;
+    pair.close(&[seq]);
+    let expected = pair.expected(&prompt, 0)?;
+    pair.worst(&found, &expected)
+}
+
+fn token_by_token(pair: &mut Pair) -> Result<f32, String> {
+    let prompt = pair.prompt.clone();
+    let seq = pair.open(prompt.len())?;
+    let mut found = Vec::new();
+    for token in prompt.chunks(1) {
+        found.extend(pair.run_one(seq, token, Logits::Last)?);
+    }
+    pair.close(&[seq]);
+    let expected = pair.expected(&prompt, prompt.len())?;
+    pair.worst(&found, &expected)
+}
+
+/// Chunks of every kind, some without logits, across the page boundary.
+fn uneven_chunks(pair: &mut Pair) -> Result<f32, String> {
+    let (prompt, vocab) = (pair.prompt.clone(), pair.vocab);
+    let all = pair.expected(&prompt, prompt.len())?;
+    let seq = pair.open(prompt.len())?;
+    let (mut found, mut expected, mut end) = (Vec::new(), Vec::new(), 0);
+    let chunks = [
+        (1, Logits::Last),
+        (7, Logits::None),
+        (64, Logits::All),
+        (3, Logits::None),
+        (33, Logits::Last),
+        (19, Logits::None),
+        (2, Logits::All),
+        (39, Logits::All),
+    ];
+    for (length, logits) in chunks {
+        end += length;
+        let segment = Segment { seq, tokens: &prompt[end - length..end], logits };
+        found.extend(pair.run(&[segment])?);
+        expected.extend(&all[(end - segment.logits_rows()) * vocab..end * vocab]);
+    }
+    pair.close(&[seq]);
+    pair.worst(&found, &expected)
+}
+
+/// Three sequences, prompts and single tokens mixed in one batch, each as if it were alone.
+fn several_sequences(pair: &mut Pair) -> Result<f32, String> {
+    let (prompt, vocab) = (pair.prompt.clone(), pair.vocab);
+    // Token ranges of each sequence's segments, in the order of three runs; an empty range: not in that run.
+    let starts = [0, 5, 60];
+    let lengths = [[31, 1, 1], [1, 90, 1], [0, 70, 1]];
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    let mut alone = Vec::new();
+    for (start, lengths) in starts.into_iter().zip(lengths) {
+        let total: usize = lengths.iter().sum();
+        alone.push(pair.expected(&prompt[start..start + total], total)?);
+    }
+    let sequences = [
+        pair.open(lengths[0].iter().sum())?,
+        pair.open(lengths[1].iter().sum())?,
+        pair.open(lengths[2].iter().sum())?,
+    ];
+    let wants = [Logits::All, Logits::Last, Logits::None];
+    let mut done = [0; 3];
+    for turn in 0..3 {
+        let mut batch = Vec::new();
+        for s in [2, 0, 1] {
+            let length = lengths[s][turn];
+            if length > 0 {
+                let from = starts[s] + done[s];
+                let logits = if turn == 2 { Logits::Last } else { wants[(s + turn) % 3] };
+                let segment = Segment { seq: sequences[s], tokens: &prompt[from..from + length], logits };
+                done[s] += length;
+                expected.extend(&alone[s][(done[s] - segment.logits_rows()) * vocab..done[s] * vocab]);
+                batch.push(segment);
+            }
+        }
+        found.extend(pair.run(&batch)?);
+    }
+    pair.close(&sequences);
+    pair.worst(&found, &expected)
+}
+
+/// Back over a page boundary, then on with other tokens.
+fn truncate_and_continue(pair: &mut Pair) -> Result<f32, String> {
+    let (prompt, vocab) = (pair.prompt.clone(), pair.vocab);
+    let (kept, other) = (100, &prompt[10..60]);
+    let seq = pair.open(0)?;
+    pair.run_one(seq, &prompt, Logits::None)?;
+    pair.machine.kv_mut().truncate(seq, kept).map_err(text)?;
+    let found = pair.run_one(seq, other, Logits::All)?;
+    pair.close(&[seq]);
+    let tokens = [&prompt[..kept], other].concat();
+    let expected = pair.expected(&tokens, prompt.len())?;
+    pair.worst(&found, &expected[kept * vocab..])
+}
+
+/// The same run twice: no sum may depend on the order in which threads finish.
+fn same_bits(pair: &mut Pair) -> Result<f32, String> {
+    let prompt = pair.prompt.clone();
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let seq = pair.open(0)?;
+        let logits = pair.run_one(seq, &prompt, Logits::All)?;
+        runs.push(logits.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        pair.close(&[seq]);
+    }
+    if runs[0] == runs[1] { Ok(0.0) } else { Err("two runs of one prompt gave different bits".into()) }
+}
+
+/// Every batch that must be refused is, with its own error, and the sequence goes on as if nothing had happened.
+fn errors_change_nothing(pair: &mut Pair) -> Result<f32, String> {
+    let (prompt, vocab) = (pair.prompt.clone(), pair.vocab);
+    let (start, next) = (20, 10);
+    let [seq, other] = [pair.open(0)?, pair.open(0)?];
+    let closed = pair.open(0)?;
+    pair.close(&[closed]);
+    pair.run_one(seq, &prompt[..start], Logits::None)?;
+    let used = pair.machine.kv().used();
+
+    let long = [prompt.as_slice(), &prompt[..1]].concat();
+    let bad_token = [0, vocab as u32];
+    let one = |seq, tokens| Segment { seq, tokens, logits: Logits::Last };
+    let refused: [(&str, &Batch<'_>, fn(&MachineError) -> bool); 7] = [
+        ("an empty batch", &[], |e| matches!(e, MachineError::BatchSize { .. })),
+        ("an empty segment", &[one(seq, &[])], |e| matches!(e, MachineError::BatchSize { .. })),
+        ("a batch too large", &[one(seq, &long)], |e| matches!(e, MachineError::BatchSize { .. })),
+        ("a token past the vocabulary", &[one(other, &prompt[..1]), one(seq, &bad_token)], |e| {
+            matches!(e, MachineError::Token { .. })
+        }),
+        ("a sequence named twice", &[one(seq, &prompt[..2]), one(seq, &prompt[..2])], |e| {
+            matches!(e, MachineError::SequenceTwice(_))
+        }),
+        ("a closed sequence", &[one(other, &prompt[..1]), one(closed, &prompt[..1])], |e| {
+            matches!(e, MachineError::Kv(KvError::Closed(_)))
+        }),
+        ("a full context", &[one(other, &prompt[..1]), one(seq, &prompt[..CONTEXT - 1 - start / 2])], |e| {
+            matches!(e, MachineError::Kv(KvError::ContextFull { .. }))
+        }),
+    ];
+    for (what, batch, right) in refused {
+        let mut logits = vec![0.0; vocab * batch.iter().map(Segment::logits_rows).sum::<usize>()];
+        refuse(what, pair.machine.run(batch, &mut logits), right)?;
+    }
+    let mut short = vec![0.0; vocab - 1];
+    let result = pair.machine.run(&[one(seq, &prompt[..1])], &mut short);
+    refuse("room for too few logits", result, |e| matches!(e, MachineError::LogitsLength { .. }))?;
+
+    let kv = pair.machine.kv();
+    if kv.len(seq) != Ok(start) || kv.len(other) != Ok(0) || kv.used() != used {
+        return Err("a refused batch changed the KV cache's books".into());
+    }
+    let found = pair.run_one(seq, &prompt[start..start + next], Logits::All)?;
+    pair.close(&[seq, other]);
+    let expected = pair.expected(&prompt[..start + next], 0)?;
+    pair.worst(&found, &expected[start * vocab..])
+}
+
+fn refuse(
+    what: &str,
+    result: Result<(), MachineError>,
+    right: fn(&MachineError) -> bool,
+) -> Result<(), String> {
+    match result {
+        Err(error) if right(&error) => Ok(()),
+        Err(error) => Err(format!("{what} was refused as: {error}")),
+        Ok(()) => Err(format!("{what} was not refused")),
+    }
+}
+
+fn info_and_program(pair: &mut Pair) -> Result<f32, String> {
+    let (program, info) = (pair.machine.program(), pair.machine.info());
+    if *program != lower(&pair.reference.program().config) {
+        return Err("the program is not the model's".into());
+    }
+    if info.name.is_empty() || info.detail.is_empty() {
+        return Err("the machine does not say what it is".into());
+    }
+    if info.weight_bytes == 0 || info.kv_bytes_per_token == 0 {
+        return Err("the machine does not say how many bytes a token reads and adds".into());
+    }
+    let options = pair.machine.options();
+    if options.context != CONTEXT || options.sequences != 3 || options.max_batch != CONTEXT {
+        return Err("the machine was made with other options than those given".into());
+    }
+    Ok(0.0)
+}

@@ -1,0 +1,67 @@
+//! The reference machine passes its own suite, and the suite finds machines that are slightly wrong.
+
+use upg_format::{ModelConfig, RopeScaling, TensorName};
+use upg_pdvm::{Machine, ReferenceMachine, Tensor, Weights, WeightsError, conformance};
+
+#[test]
+fn the_reference_machine_agrees_with_itself() {
+    let make = |weights: &dyn Weights, options: &_| {
+        Ok(Box::new(ReferenceMachine::new(weights, options)?) as Box<dyn Machine>)
+    };
+    // Not a bit may differ, however the prompt is cut.
+    let report = conformance::check(&make, 0.0);
+    println!("{report}");
+    assert!(report.passed(), "{report}");
+}
+
+/// The same weights under a slightly wrong configuration.
+struct Misread<'a> {
+    weights: &'a dyn Weights,
+    config: ModelConfig,
+}
+
+impl Weights for Misread<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn tensor(&self, name: TensorName) -> Result<Tensor<'_>, WeightsError> {
+        self.weights.tensor(name)
+    }
+}
+
+#[track_caller]
+fn assert_caught(mistake: &str, applies: fn(&ModelConfig) -> bool, misread: fn(&mut ModelConfig)) {
+    let models: Vec<_> =
+        conformance::tiny_models().into_iter().filter(|(_, w)| applies(w.config())).collect();
+    assert!(!models.is_empty(), "{mistake}: no model has it");
+    let make = |weights: &dyn Weights, options: &_| {
+        let mut config = weights.config().clone();
+        misread(&mut config);
+        Ok(Box::new(ReferenceMachine::new(&Misread { weights, config }, options)?) as Box<dyn Machine>)
+    };
+    for model in models {
+        let (name, report) = (model.0, conformance::check_models(&make, &[model], 0.0));
+        // What int8 activations cost must not hide it.
+        assert!(report.worst() > 0.05, "{mistake}: {name} differs by {} only", report.worst());
+    }
+}
+
+#[test]
+fn slightly_wrong_machines_are_caught() {
+    assert_caught("a window one too long", |c| c.sliding_window == Some(24), |c| c.sliding_window = Some(25));
+    assert_caught("no window", |c| c.sliding_window.is_some(), |c| c.sliding_window = None);
+    assert_caught(
+        "no scaling of frequencies",
+        |c| c.rope.scaling != RopeScaling::None,
+        |c| c.rope.scaling = RopeScaling::None,
+    );
+    assert_caught(
+        "a rotary part one pair short",
+        |c| c.rope.scaling == RopeScaling::None,
+        |c| c.rope.dim -= 2,
+    );
+    assert_caught("no biases", |c| c.qkv_bias, |c| c.qkv_bias = false);
+    assert_caught("no Hadamard", |c| c.rotation.is_some(), |c| c.rotation = None);
+    assert_caught("another base", |_| true, |c| c.rope.theta *= 2.0);
+}
