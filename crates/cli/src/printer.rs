@@ -1,0 +1,161 @@
+//! What is said, and where: answers on standard output; notes, progress, warnings and errors on standard error.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use clap::ColorChoice;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::args::OutputArgs;
+
+/// What takes less than this shows no progress.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+const STEPS: &str = "{prefix:>12} [{bar:30}] {percent:>3} % {eta:>4}  {msg}";
+const BYTES: &str =
+    "{prefix:>12} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta:>4}";
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Level {
+    Quiet,
+    Normal,
+    Verbose,
+}
+
+/// Knows how much the user wants to hear.
+pub struct Printer {
+    level: Level,
+    progress: bool,
+    /// Colours on standard error.
+    color: bool,
+}
+
+impl Printer {
+    /// As the options say; colours and progress only where standard error is a terminal.
+    pub fn new(args: &OutputArgs) -> Self {
+        let level = match (args.quiet, args.verbose) {
+            (true, _) => Level::Quiet,
+            (_, true) => Level::Verbose,
+            _ => Level::Normal,
+        };
+        let terminal = io::stderr().is_terminal();
+        let color = match args.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        };
+        Self { level, progress: terminal && !args.no_progress && level != Level::Quiet, color }
+    }
+
+    /// The answer: a line on standard output.
+    pub fn answer(&self, text: impl Display) -> io::Result<()> {
+        writeln!(io::stdout(), "{text}")
+    }
+
+    /// A piece of a streamed answer: no line end, shown at once.
+    pub fn piece(&self, text: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+
+    /// The answer as JSON.
+    pub fn json(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        Ok(self.answer(serde_json::to_string_pretty(value)?)?)
+    }
+
+    /// Something that most users want to know.
+    pub fn note(&self, text: impl Display) {
+        self.say(Level::Normal, text);
+    }
+
+    /// Something that few users want to know.
+    pub fn detail(&self, text: impl Display) {
+        self.say(Level::Verbose, text);
+    }
+
+    /// Something that the user should act upon, said even where quiet.
+    pub fn warn(&self, text: impl Display) {
+        self.say(Level::Quiet, format_args!("{} {text}", self.paint("warning:", "1;33")));
+    }
+
+    /// Why the command failed: the causes from the outermost in; the last line says what to do next.
+    pub fn error(&self, error: &anyhow::Error) {
+        self.say(Level::Quiet, format_args!("{} {error}", self.paint("error:", "1;31")));
+        let mut said = error.to_string();
+        for cause in error.chain().skip(1).map(ToString::to_string) {
+            // Errors that pass their cause's text on are not worth a second line.
+            if !said.ends_with(&cause) {
+                self.say(Level::Quiet, format_args!("  because: {cause}"));
+                said = cause;
+            }
+        }
+    }
+
+    /// Progress over `total` steps; shown only where it is wanted, and only once it takes a while.
+    pub fn progress(&self, prefix: &'static str, total: u64) -> Progress {
+        Progress::new(self.progress, prefix, total, STEPS)
+    }
+
+    /// Progress over `total` bytes.
+    pub fn bytes_progress(&self, prefix: &'static str, total: u64) -> Progress {
+        Progress::new(self.progress, prefix, total, BYTES)
+    }
+
+    fn say(&self, level: Level, text: impl Display) {
+        if self.level >= level {
+            // Nobody is left to hear that standard error is closed.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    fn paint(&self, text: &str, code: &str) -> String {
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// A progress bar on standard error; it goes when dropped.
+pub struct Progress {
+    bar: ProgressBar,
+    /// When to begin to show it; `None`: never, or it is shown.
+    show_at: Option<Instant>,
+}
+
+impl Progress {
+    fn new(wanted: bool, prefix: &'static str, total: u64, template: &str) -> Self {
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        bar.set_style(style.progress_chars("=> "));
+        bar.set_prefix(prefix);
+        Self { bar, show_at: wanted.then(|| Instant::now() + PATIENCE) }
+    }
+
+    /// `done` of the total are done.
+    pub fn set(&mut self, done: u64) {
+        if self.show_at.is_some_and(|at| Instant::now() >= at) {
+            self.show_at = None;
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.bar.set_position(done);
+    }
+
+    /// `done` more are done.
+    pub fn add(&mut self, done: u64) {
+        self.set(self.bar.position() + done);
+    }
+
+    /// What is being done.
+    pub fn message(&self, text: String) {
+        self.bar.set_message(text);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
