@@ -12,8 +12,11 @@ pub mod device;
 mod engine;
 mod error;
 pub mod eval;
+#[cfg(test)]
+mod fixtures;
 mod generation;
 mod sampler;
+mod stop;
 mod template;
 mod tokenizer;
 
