@@ -173,6 +173,7 @@ impl ModelConfig {
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 positive(*factor)
                     && positive(*low_freq_factor)
+                    && positive(*high_freq_factor)
                     && high_freq_factor > low_freq_factor
                     && (1..=MAX_CONTEXT).contains(original_context)
             }

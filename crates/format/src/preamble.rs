@@ -89,4 +89,20 @@ mod tests {
         let preamble = Preamble { header_length: 128, file_length: 4096, checksum: [7; 32] };
         assert_eq!(Preamble::parse(&preamble.to_bytes(), 4096).unwrap(), preamble);
     }
+
+    /// The tables are part of the format: files hold codes, not the values they stand for.
+    #[test]
+    fn version_1_has_these_tables() {
+        let mut hasher = blake3::Hasher::new();
+        for bits in upg_codec::Bits::ALL {
+            let table = bits.table();
+            hasher.update(bytemuck::cast_slice(&table.low)).update(bytemuck::cast_slice(&table.high));
+        }
+        let hash = hasher.finalize().to_hex();
+        assert_eq!(
+            hash.as_str(),
+            "824baf262d38cf5a769239ae8e0577f7ce4a1e791d6cfd77a106b47d3b62afc3",
+            "other tables need another VERSION"
+        );
+    }
 }
