@@ -63,8 +63,9 @@ pub fn viterbi(
     }
     let lowest_bits = |class: usize| choices[count - 1][class] % (1 << k);
     let end = ends.iter().copied().filter(|class| best[*class].is_some());
-    let end = end.min_by_key(|class| (best[*class], lowest_bits(*class))).unwrap();
-    let metric = best[end].unwrap();
+    let end = end.min_by_key(|class| (best[*class], lowest_bits(*class)));
+    let end = end.expect("an end within reach");
+    let metric = best[end].expect("the end was reached");
     let (mut class, mut path) = (end, vec![0; count]);
     for i in (0..count).rev() {
         path[i] = choices[i][class] as u8;
@@ -81,5 +82,6 @@ pub fn best_ring(bits: Bits, x: &[f32; GROUP]) -> f64 {
         ((f64::from(x[i]) - f64::from(table.value(state))).powi(2) * SCALE).round() as i64
     };
     let seams = 0..256 >> bits.get();
-    seams.map(|seam| viterbi(bits, &[seam], &[seam], GROUP, cost).0).min().unwrap() as f64 / SCALE
+    seams.map(|seam| viterbi(bits, &[seam], &[seam], GROUP, cost).0).min().expect("at least one seam") as f64
+        / SCALE
 }
