@@ -119,11 +119,13 @@ fn uniform(random: &mut SplitMix64) -> f32 {
 }
 
 fn random_bytes(random: &mut SplitMix64, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
+    let mut bytes = vec![0; len];
+    let (words, rest) = bytes.as_chunks_mut::<8>();
+    for word in words {
+        *word = random.next().to_le_bytes();
     }
-    bytes.truncate(len);
+    let last = random.next().to_le_bytes();
+    rest.copy_from_slice(&last[..rest.len()]);
     bytes
 }
 

@@ -32,19 +32,16 @@ impl Weights for Misread<'_> {
 
 #[track_caller]
 fn assert_caught(mistake: &str, applies: fn(&ModelConfig) -> bool, misread: fn(&mut ModelConfig)) {
-    let models: Vec<_> =
-        conformance::tiny_models().into_iter().filter(|(_, w)| applies(w.config())).collect();
-    assert!(!models.is_empty(), "{mistake}: no model has it");
+    let mut models = conformance::tiny_models().into_iter().filter(|(_, w)| applies(w.config()));
     let make = |weights: &dyn Weights, options: &_| {
         let mut config = weights.config().clone();
         misread(&mut config);
         Ok(Box::new(ReferenceMachine::new(&Misread { weights, config }, options)?) as Box<dyn Machine>)
     };
-    for model in models {
-        let (name, report) = (model.0, conformance::check_models(&make, &[model], 0.0));
-        // What int8 activations cost must not hide it.
-        assert!(report.worst() > 0.05, "{mistake}: {name} differs by {} only", report.worst());
-    }
+    let model = models.next().expect("a model that the mistake touches");
+    let (name, report) = (model.0, conformance::check_models(&make, &[model], 0.0));
+    // What int8 activations cost must not hide it.
+    assert!(report.worst() > 0.05, "{mistake}: {name} differs by {} only", report.worst());
 }
 
 #[test]

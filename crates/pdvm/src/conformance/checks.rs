@@ -30,6 +30,8 @@ pub(super) struct Pair {
     reference: ReferenceMachine,
     /// As many tokens as the context holds.
     prompt: Vec<u32>,
+    /// The reference machine's logits after each of them.
+    prompt_logits: Vec<f32>,
     vocab: usize,
 }
 
@@ -44,12 +46,15 @@ impl Pair {
             threads: None,
         };
         let mut random = SplitMix64(3);
-        Ok(Self {
+        let mut pair = Self {
             machine: make(weights, &options).map_err(text)?,
             reference: ReferenceMachine::new(weights, &options).map_err(text)?,
             prompt: (0..CONTEXT).map(|_| (random.next() % vocab as u64) as u32).collect(),
+            prompt_logits: Vec::new(),
             vocab,
-        })
+        };
+        pair.prompt_logits = pair.expected(&pair.prompt.clone(), CONTEXT)?;
+        Ok(pair)
     }
 
     /// Whether a check left no page in use.
@@ -128,8 +133,7 @@ fn whole_prompt(pair: &mut Pair) -> Result<f32, String> {
     let seq = pair.open(0)?;
     let found = pair.run_one(seq, &prompt, Logits::All)?;
     pair.close(&[seq]);
-    let expected = pair.expected(&prompt, 0)?;
-    pair.worst(&found, &expected)
+    pair.worst(&found, &pair.prompt_logits)
 }
 
 fn token_by_token(pair: &mut Pair) -> Result<f32, String> {
@@ -140,14 +144,12 @@ fn token_by_token(pair: &mut Pair) -> Result<f32, String> {
         found.extend(pair.run_one(seq, token, Logits::Last)?);
     }
     pair.close(&[seq]);
-    let expected = pair.expected(&prompt, prompt.len())?;
-    pair.worst(&found, &expected)
+    pair.worst(&found, &pair.prompt_logits)
 }
 
 /// Chunks of every kind, some without logits, across the page boundary.
 fn uneven_chunks(pair: &mut Pair) -> Result<f32, String> {
     let (prompt, vocab) = (pair.prompt.clone(), pair.vocab);
-    let all = pair.expected(&prompt, prompt.len())?;
     let seq = pair.open(prompt.len())?;
     let (mut found, mut expected, mut end) = (Vec::new(), Vec::new(), 0);
     let chunks = [
@@ -164,7 +166,7 @@ fn uneven_chunks(pair: &mut Pair) -> Result<f32, String> {
         end += length;
         let segment = Segment { seq, tokens: &prompt[end - length..end], logits };
         found.extend(pair.run(&[segment])?);
-        expected.extend(&all[(end - segment.logits_rows()) * vocab..end * vocab]);
+        expected.extend(&pair.prompt_logits[(end - segment.logits_rows()) * vocab..end * vocab]);
     }
     pair.close(&[seq]);
     pair.worst(&found, &expected)

@@ -7,12 +7,18 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
     let mut lanes = [0.0f32; LANES];
     for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i];
         }
     }
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    (lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() + rest) as f32
+    let mut joined = lanes.map(f64::from);
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            joined[i] += joined[half + i];
+        }
+    }
+    (joined[0] + rest) as f32
 }
 
 /// `y = x / sqrt(mean(x²) + eps)` for each vector of `width` numbers (Zhang and Sennrich 2019, without gains).
