@@ -152,9 +152,7 @@ fn a_long_honest_header_stays_in_proportion() {
         image.header_length = grown.next_multiple_of(64);
         let shift = (image.header_length - before) as i64;
         add(image.blob(), "offset", shift);
-        for tensor in image.header["tensors"].as_array_mut().unwrap() {
-            add(tensor, "offset", shift);
-        }
+        image.move_tensors(shift);
     });
     assert_eq!(read(&file).unwrap().header().provenance.settings.len(), 50_000);
 }

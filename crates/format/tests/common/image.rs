@@ -37,6 +37,13 @@ impl Image {
         self.header["tensors"].as_array_mut().unwrap().last_mut().unwrap()
     }
 
+    /// Adds to every tensor's offset.
+    pub fn move_tensors(&mut self, by: i64) {
+        for tensor in self.header["tensors"].as_array_mut().unwrap() {
+            add(tensor, "offset", by);
+        }
+    }
+
     /// The tokenizer's record.
     pub fn blob(&mut self) -> &mut Value {
         &mut self.header["blobs"][0]
