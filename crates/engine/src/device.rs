@@ -1,6 +1,8 @@
 //! The registry of machines: the one place that names them.
 
-use upg_pdvm::{Machine, MachineOptions, Weights};
+use upg_codec::Isa;
+use upg_cpu::CpuMachine;
+use upg_pdvm::{KvKind, Machine, MachineOptions, ReferenceMachine, Weights};
 
 use crate::EngineError;
 
@@ -13,9 +15,33 @@ pub struct DeviceInfo {
     pub detail: String,
 }
 
+/// One kind of machine.
+struct Device {
+    name: &'static str,
+    /// How it keeps keys and values unless told otherwise.
+    kv: KvKind,
+    detail: fn() -> String,
+    make: Make,
+    limits: fn(Option<usize>) -> Result<Option<Limits>, EngineError>,
+}
+
+type Make = fn(&dyn Weights, &MachineOptions, &mut dyn FnMut(f32)) -> Result<Box<dyn Machine>, EngineError>;
+
+/// Every kind of machine; `auto` takes the first. A new one is a line here.
+const DEVICES: &[Device] = &[
+    Device { name: "cpu", kv: KvKind::F16, detail: cpu_detail, make: make_cpu, limits: |_| Ok(None) },
+    Device {
+        name: "reference",
+        kv: KvKind::F32,
+        detail: || "plain 32-bit arithmetic on one thread: slow, the definition of every instruction".into(),
+        make: make_reference,
+        limits: |_| Ok(None),
+    },
+];
+
 /// Every device of this computer, the one that `auto` picks first.
 pub fn devices() -> Vec<DeviceInfo> {
-    todo!()
+    DEVICES.iter().map(|device| DeviceInfo { name: device.name, detail: (device.detail)() }).collect()
 }
 
 /// Loads a model on the device `name`, which is `auto` or one of [`devices`]' names. `progress` gets the fraction
@@ -29,8 +55,15 @@ pub fn make(
     options: &MachineOptions,
     progress: &mut dyn FnMut(f32),
 ) -> Result<Box<dyn Machine>, EngineError> {
-    let _ = (name, weights, options, progress);
-    todo!()
+    (find(name)?.make)(weights, options, progress)
+}
+
+/// How a device keeps keys and values unless told otherwise.
+///
+/// # Errors
+/// [`EngineError::UnknownDevice`].
+pub fn usual_kv(name: &str) -> Result<KvKind, EngineError> {
+    Ok(find(name)?.kv)
 }
 
 /// What a device can do at the very most, measured on it.
@@ -50,6 +83,59 @@ pub struct Limits {
 /// # Errors
 /// [`EngineError::UnknownDevice`], and whatever the machine refuses.
 pub fn limits(name: &str, threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
-    let _ = (name, threads);
-    todo!()
+    (find(name)?.limits)(threads)
+}
+
+fn find(name: &str) -> Result<&'static Device, EngineError> {
+    let found = match name {
+        "auto" => DEVICES.first(),
+        _ => DEVICES.iter().find(|device| device.name == name),
+    };
+    found.ok_or_else(|| {
+        let known: Vec<&str> = std::iter::once("auto").chain(DEVICES.iter().map(|d| d.name)).collect();
+        EngineError::UnknownDevice { name: name.to_owned(), known: known.join(", ") }
+    })
+}
+
+fn cpu_detail() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match Isa::from_env() {
+        Ok(isa) => format!("{} instructions, {cores} cores", isa.name()),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn make_cpu(
+    weights: &dyn Weights,
+    options: &MachineOptions,
+    progress: &mut dyn FnMut(f32),
+) -> Result<Box<dyn Machine>, EngineError> {
+    Ok(Box::new(CpuMachine::new(weights, options, Isa::from_env()?, progress)?))
+}
+
+fn make_reference(
+    weights: &dyn Weights,
+    options: &MachineOptions,
+    progress: &mut dyn FnMut(f32),
+) -> Result<Box<dyn Machine>, EngineError> {
+    let machine = ReferenceMachine::new(weights, options)?;
+    progress(1.0);
+    Ok(Box::new(machine))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_device_is_refused_with_the_known_ones() {
+        let message = limits("gpu9", None).unwrap_err().to_string();
+        assert_eq!(message, "there is no device \"gpu9\": known devices are auto, cpu, reference");
+    }
+
+    #[test]
+    fn auto_is_the_first_device() {
+        assert_eq!(find("auto").unwrap().name, devices()[0].name);
+        assert_eq!(usual_kv("reference").unwrap(), KvKind::F32);
+    }
 }

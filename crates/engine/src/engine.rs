@@ -3,12 +3,16 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use upg_format::{Header, ModelConfig, TextConfig};
-use upg_pdvm::{KvKind, Machine, Weights};
+use upg_pdvm::{KvKind, Machine, MachineOptions, UpgWeights, Weights};
 
 use crate::{
     ChatTemplate, Completion, EngineError, Generation, GenerationOptions, Piece, Session, TemplateInput,
-    Tokenizer,
+    Tokenizer, device,
+    generation::{Batched, Model, generate_batch},
 };
+
+/// The context that a model gets unless told otherwise, where it allows as much.
+const USUAL_CONTEXT: usize = 4096;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -33,12 +37,38 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    /// The machine's options for a model.
+    ///
+    /// # Errors
+    /// A context that the model cannot have, an unknown device.
+    pub fn machine_options(&self, config: &ModelConfig) -> Result<MachineOptions, EngineError> {
+        let context = self.context.unwrap_or(config.context.min(USUAL_CONTEXT));
+        if context == 0 || context > config.context {
+            return Err(EngineError::Context { asked: context, model: config.context });
+        }
+        for (option, value) in [("sequences", self.sequences), ("max_batch", self.max_batch)] {
+            if value == 0 || value > 1 << 16 {
+                let value = value.to_string();
+                return Err(EngineError::Option { option, value, remedy: "give a number from 1 to 65536" });
+            }
+        }
+        let kv = match self.kv {
+            Some(kv) => kv,
+            None => device::usual_kv(&self.device)?,
+        };
+        let (sequences, max_batch, threads) = (self.sequences, self.max_batch, self.threads);
+        Ok(MachineOptions { context, sequences, kv, max_batch, threads })
+    }
+}
+
 /// A model on a device, with its tokenizer and chat template.
 pub struct Engine {
     machine: Box<dyn Machine>,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     text: TextConfig,
+    header: Option<Header>,
 }
 
 impl Engine {
@@ -51,8 +81,11 @@ impl Engine {
         options: &EngineOptions,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self, EngineError> {
-        let _ = (path, options, progress);
-        todo!()
+        let weights = UpgWeights::open(path)?;
+        let tokenizer_json = weights.file().tokenizer_json()?;
+        let header = weights.file().header();
+        let engine = Self::from_weights(&weights, &header.text, &tokenizer_json, options, progress)?;
+        Ok(Self { header: Some(header.clone()), ..engine })
     }
 
     /// Loads any weights: a folded checkpoint, synthetic ones, an opened `.upg`.
@@ -66,13 +99,22 @@ impl Engine {
         options: &EngineOptions,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self, EngineError> {
-        let _ = (weights, text, tokenizer_json, options, progress);
-        todo!()
+        // What is quick to refuse comes before the weights.
+        let machine_options = options.machine_options(weights.config())?;
+        let control: Vec<u32> = [text.bos, text.eos, text.pad]
+            .into_iter()
+            .flatten()
+            .chain(text.stop_tokens.iter().copied())
+            .collect();
+        let tokenizer = Tokenizer::new(tokenizer_json, weights.config().vocab, &control)?;
+        let template = chat_template(text, &tokenizer)?;
+        let machine = device::make(&options.device, weights, &machine_options, progress)?;
+        Ok(Self { machine, tokenizer, template, text: text.clone(), header: None })
     }
 
     /// The header of the file, where the engine was loaded from a `.upg`.
     pub fn header(&self) -> Option<&Header> {
-        todo!()
+        self.header.as_ref()
     }
 
     /// The model's configuration.
@@ -85,7 +127,7 @@ impl Engine {
         self.machine.as_ref()
     }
 
-    /// The machine, to run by hand (benchmarks, evaluation).
+    /// The machine, to run by hand (benchmarks, evaluation). Sequences of open sessions are theirs.
     pub fn machine_mut(&mut self) -> &mut dyn Machine {
         self.machine.as_mut()
     }
@@ -110,8 +152,9 @@ impl Engine {
     /// # Errors
     /// The tokenizer's.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        let _ = text;
-        todo!()
+        let mut tokens: Vec<u32> = self.text.bos.filter(|_| self.text.add_bos).into_iter().collect();
+        tokens.extend(self.tokenizer.encode(text, false)?);
+        Ok(tokens)
     }
 
     /// The tokens of a conversation.
@@ -119,8 +162,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoTemplate`], the template's and the tokenizer's.
     pub fn chat(&self, input: &TemplateInput<'_>) -> Result<Vec<u32>, EngineError> {
-        let _ = input;
-        todo!()
+        let template = self.template.as_ref().ok_or(EngineError::NoTemplate)?;
+        template.encode(&self.tokenizer, input)
     }
 
     /// Opens a session.
@@ -128,13 +171,12 @@ impl Engine {
     /// # Errors
     /// When all sequences are in use.
     pub fn open(&mut self) -> Result<Session, EngineError> {
-        todo!()
+        Session::open(self.machine.as_mut())
     }
 
     /// Closes a session; its place in the cache is free again.
     pub fn close(&mut self, session: Session) {
-        let _ = session;
-        todo!()
+        session.close(self.machine.as_mut());
     }
 
     /// Continues `prompt` (all of the conversation so far: what the session still has of it is not computed again).
@@ -151,12 +193,13 @@ impl Engine {
         cancel: &'a AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Generation<'a>, EngineError> {
-        let _ = (session, prompt, options, cancel, progress);
-        todo!()
+        let model = Model { tokenizer: &self.tokenizer, stop_tokens: &self.text.stop_tokens };
+        Generation::start(self.machine.as_mut(), session, model, prompt, options, cancel, progress)
     }
 
     /// Continues several prompts in lock-step, as many at once as the machine has free sequences. `on_piece` gets the
-    /// prompt's index and each piece. The answers come back in the order of the prompts.
+    /// prompt's index and each piece. The answers come back in the order of the prompts. A seed given is the first
+    /// prompt's; the others get the numbers that follow it.
     ///
     /// # Errors
     /// As [`Engine::generate`]'s.
@@ -167,7 +210,13 @@ impl Engine {
         cancel: &AtomicBool,
         on_piece: &mut dyn FnMut(usize, &Piece),
     ) -> Result<Vec<Completion>, EngineError> {
-        let _ = (prompts, options, cancel, on_piece);
-        todo!()
+        let model = Model { tokenizer: &self.tokenizer, stop_tokens: &self.text.stop_tokens };
+        generate_batch(self.machine.as_mut(), &Batched { model, prompts, options, cancel }, on_piece)
     }
+}
+
+fn chat_template(text: &TextConfig, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, EngineError> {
+    let spelling = |token: Option<u32>| token.and_then(|t| tokenizer.token_to_text(t));
+    let Some(source) = &text.chat_template else { return Ok(None) };
+    Ok(Some(ChatTemplate::new(source, spelling(text.bos).as_deref(), spelling(text.eos).as_deref())?))
 }

@@ -21,6 +21,9 @@ pub enum EngineError {
     /// The sampling options are wrong, or the logits are.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// `UPG_ISA` is wrong.
+    #[error(transparent)]
+    Isa(#[from] upg_codec::IsaError),
     /// No device of that name.
     #[error("there is no device {name:?}: known devices are {known}")]
     UnknownDevice {
@@ -63,6 +66,22 @@ pub enum EngineError {
         /// What to do.
         remedy: &'static str,
     },
+    /// A text is too short to be measured.
+    #[error("the text has {tokens} tokens but one chunk takes {chunk}: give a longer text or smaller chunks")]
+    ShortText {
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a chunk.
+        chunk: usize,
+    },
+    /// Two models that cannot be compared.
+    #[error(
+        "vocabularies of {0} and {1} entries cannot be compared: give the checkpoint that the model was made from"
+    )]
+    Vocabularies(usize, usize),
+    /// The cancellation flag was set.
+    #[error("cancelled")]
+    Cancelled,
     /// The model has no chat template.
     #[error("the model has no chat template: give it a plain prompt instead of messages")]
     NoTemplate,

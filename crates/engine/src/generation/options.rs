@@ -1,8 +1,10 @@
-//! Sessions and generation.
-
-use std::{sync::atomic::AtomicBool, time::Duration};
+use std::time::Duration;
 
 use crate::{EngineError, SamplingOptions};
+
+/// The most stop texts, and the most bytes of one.
+const MAX_STOPS: usize = 64;
+const MAX_STOP_BYTES: usize = 4096;
 
 /// What is generated and when it ends.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +17,29 @@ pub struct GenerationOptions {
     pub stop: Vec<String>,
     /// Goes on past the model's stop tokens (benchmarks).
     pub ignore_stop_tokens: bool,
+}
+
+impl GenerationOptions {
+    /// Checks every option.
+    ///
+    /// # Errors
+    /// The first option that makes no sense.
+    pub fn validate(&self) -> Result<(), EngineError> {
+        self.sampling.validate()?;
+        if self.stop.len() > MAX_STOPS {
+            let value = format!("{} texts", self.stop.len());
+            return Err(EngineError::Option { option: "stop", value, remedy: "give at most 64" });
+        }
+        if let Some(stop) = self.stop.iter().find(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+            let value = format!("a text of {} bytes", stop.len());
+            return Err(EngineError::Option {
+                option: "stop",
+                value,
+                remedy: "give texts of 1 to 4096 bytes",
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Why an answer ended.
@@ -39,10 +64,11 @@ pub struct Step {
     pub top: Vec<(u32, f32)>,
 }
 
-/// A piece of an answer: text that is complete and the tokens that were consumed for it.
+/// A piece of an answer: text that is complete and the tokens that were consumed for it. The stop token is in no piece;
+/// the tokens of a stop text are, for its beginning may have been text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
-    /// The text; never ends inside a character.
+    /// The text; never ends inside a character. Only the last piece may have none.
     pub text: String,
     /// The tokens since the last piece.
     pub tokens: Vec<Step>,
@@ -61,27 +87,42 @@ pub struct Stats {
     pub prefill: Duration,
     /// From the start to the first token.
     pub first_token: Duration,
-    /// Spent on the tokens after the first.
+    /// Spent on the tokens after the first; the caller's own time between pieces is not counted.
     pub decode: Duration,
     /// Bytes of weights that a token reads.
     pub weight_bytes: u64,
 }
 
 impl Stats {
+    /// Counts a step: `generated` tokens so far, the last in `time`.
+    pub(super) fn count(&mut self, generated: usize, time: Duration) {
+        self.generated_tokens = generated;
+        if generated <= 1 {
+            self.first_token = self.prefill + time;
+        } else {
+            self.decode += time;
+        }
+    }
+
     /// Prompt tokens a second, those in the cache not counted.
     pub fn prefill_rate(&self) -> f64 {
-        todo!()
+        rate(self.prompt_tokens - self.cached_tokens, self.prefill)
     }
 
     /// Tokens a second after the first.
     pub fn decode_rate(&self) -> f64 {
-        todo!()
+        rate(self.generated_tokens.saturating_sub(1), self.decode)
     }
 
     /// Weights read while decoding, in GB (10⁹ bytes) a second.
     pub fn decode_gb_per_second(&self) -> f64 {
-        todo!()
+        self.decode_rate() * self.weight_bytes as f64 / 1e9
     }
+}
+
+/// 0 where nothing was done.
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if tokens == 0 { 0.0 } else { tokens as f64 / time.as_secs_f64().max(1e-9) }
 }
 
 /// A whole answer.
@@ -93,53 +134,8 @@ pub struct Completion {
     pub tokens: Vec<Step>,
     /// Why it ended.
     pub finish: FinishReason,
+    /// The seed that repeats it.
+    pub seed: u64,
     /// What it took.
     pub stats: Stats,
-}
-
-/// A conversation's place in the KV cache: the tokens that it holds are not computed again when the next prompt
-/// starts with them.
-pub struct Session;
-
-impl Session {
-    /// The tokens in the cache.
-    pub fn tokens(&self) -> &[u32] {
-        todo!()
-    }
-}
-
-/// An answer under way: an iterator over its pieces.
-pub struct Generation<'a>(std::marker::PhantomData<&'a AtomicBool>);
-
-impl Generation<'_> {
-    /// Why the answer ended; `None` while it goes on.
-    pub fn finish(&self) -> Option<FinishReason> {
-        todo!()
-    }
-
-    /// What it took so far.
-    pub fn stats(&self) -> Stats {
-        todo!()
-    }
-
-    /// The seed in use.
-    pub fn seed(&self) -> u64 {
-        todo!()
-    }
-
-    /// Runs to the end.
-    ///
-    /// # Errors
-    /// Those of the machine and the sampler.
-    pub fn complete(self) -> Result<Completion, EngineError> {
-        todo!()
-    }
-}
-
-impl Iterator for Generation<'_> {
-    type Item = Result<Piece, EngineError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        todo!()
-    }
 }
