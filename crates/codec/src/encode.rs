@@ -4,7 +4,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use crate::{Bits, GROUP, Isa, Table};
 use search::Forward;
@@ -14,15 +14,13 @@ use vector::Line;
 /// The metric of a path that must not be taken: more than any other can lose, with room below 2³¹.
 const FORBIDDEN: i32 = 1 << 30;
 
-/// Weights on either side of the seam that the first pass looks at to find the overlap there.
-const SEAM_REACH: usize = GROUP / 2;
-
 /// Finds the codes of many groups: a 256-state Viterbi search, closed into rings.
 ///
 /// The best path round a ring would need a search for each overlap that the last weight can leave to the first.
-/// Two passes come within hundredths of a decibel: the first runs across that seam, from the middle of the
-/// group to its middle with free ends, and tells the overlap; the second runs from the seam to the seam with that
-/// overlap given.
+/// Three passes come within hundredths of a decibel. The first runs from the middle of the group to its middle, with
+/// free ends, and tells the overlap at the seam between last and first weight. The second runs from the seam to the
+/// seam with that overlap given, and tells the overlap in the middle. The third runs from there to there and is
+/// the result.
 ///
 /// Groups go in the lanes of a vector. All arithmetic of the search is on integers, so that every path gives the same
 /// codes. An encoder holds scratch memory: make one per thread.
@@ -127,42 +125,42 @@ impl Encoder {
     fn search(&mut self, groups: &[[f32; GROUP]]) {
         let slopes = Line::numbers_mut(&mut self.slopes);
         for (lane, x) in groups.iter().enumerate() {
-            for (i, x) in x.iter().enumerate() {
-                slopes[i * self.lanes + lane] = self.trellis.slope(i, *x);
+            for (slope, lanes) in self.trellis.slopes(x).iter().zip(slopes.chunks_exact_mut(self.lanes)) {
+                lanes[lane] = *slope;
             }
         }
 
-        let row = classes(self.bits) * self.lanes;
-        let mut seams = [0u8; Line::LEN];
-        Line::numbers_mut(&mut self.metrics)[..row].fill(0);
-        self.run(GROUP - SEAM_REACH, 2 * SEAM_REACH);
-        self.best_ends(2 * SEAM_REACH, &mut seams);
-        for i in (SEAM_REACH..2 * SEAM_REACH).rev() {
-            self.step_back(i, &mut seams, |_, _| ());
+        let mut overlaps = [0u8; Line::LEN];
+        if classes(self.bits) > 1 {
+            self.run(GROUP / 2, None);
+            self.best_ends(&mut overlaps);
+            self.step_back(GROUP / 2..GROUP, &mut overlaps, |_, _, _| ());
+            self.run(0, Some(&overlaps));
+            self.step_back(GROUP / 2..GROUP, &mut overlaps, |_, _, _| ());
         }
-
-        Line::numbers_mut(&mut self.metrics)[..row].fill(FORBIDDEN);
-        for (lane, seam) in seams[..self.lanes].iter().enumerate() {
-            Line::numbers_mut(&mut self.metrics)[usize::from(*seam) * self.lanes + lane] = 0;
-        }
-        self.run(0, GROUP);
+        self.run(GROUP / 2, Some(&overlaps));
         let mut paths = std::mem::take(&mut self.paths);
-        for i in (0..GROUP).rev() {
-            self.step_back(i, &mut seams, |lane, state| paths[lane][i] = state);
-        }
+        self.step_back(0..GROUP, &mut overlaps, |i, lane, state| {
+            paths[lane][(GROUP / 2 + i) % GROUP] = state;
+        });
         self.paths = paths;
     }
 
-    /// Runs the forward search.
-    fn run(&mut self, first: usize, count: usize) {
+    /// Runs the forward search over the ring from weight `first` on, from any overlap or from the given ones.
+    fn run(&mut self, first: usize, overlaps: Option<&[u8; Line::LEN]>) {
+        let metrics = &mut Line::numbers_mut(&mut self.metrics)[..classes(self.bits) * self.lanes];
+        metrics.fill(if overlaps.is_some() { FORBIDDEN } else { 0 });
+        for (lane, overlap) in overlaps.into_iter().flatten().enumerate().take(self.lanes) {
+            metrics[usize::from(*overlap) * self.lanes + lane] = 0;
+        }
         // SAFETY: `with_table` has checked that the processor has the path.
-        unsafe { (self.forward)(&self.trellis, first, count, &self.slopes, &mut self.metrics) }
+        unsafe { (self.forward)(&self.trellis, first, &self.slopes, &mut self.metrics) }
     }
 
-    /// The overlap that the best path over `count` weights leaves, by lane.
-    fn best_ends(&self, count: usize, overlaps: &mut [u8; Line::LEN]) {
+    /// The overlap that the best path over the whole group leaves, by lane.
+    fn best_ends(&self, overlaps: &mut [u8; Line::LEN]) {
         let row = classes(self.bits) * self.lanes;
-        let metrics = &Line::numbers(&self.metrics)[count * row..][..row];
+        let metrics = &Line::numbers(&self.metrics)[GROUP * row..][..row];
         let mut best = [i32::MAX; Line::LEN];
         for (class, metrics) in metrics.chunks_exact(self.lanes).enumerate() {
             for ((metric, best), overlap) in metrics.iter().zip(&mut best).zip(&mut *overlaps) {
@@ -173,17 +171,25 @@ impl Encoder {
         }
     }
 
-    /// From the overlaps after the search's weight `i` back to its states and the overlaps before it.
+    /// From the overlaps after the last of the search's `steps` back to those before the first of them; on the way
+    /// tells step, lane and state.
     #[inline(always)]
-    fn step_back(&self, i: usize, overlaps: &mut [u8; Line::LEN], mut found: impl FnMut(usize, u8)) {
+    fn step_back(
+        &self,
+        steps: Range<usize>,
+        overlaps: &mut [u8; Line::LEN],
+        mut found: impl FnMut(usize, usize, u8),
+    ) {
         let (k, classes) = (self.bits.get(), classes(self.bits));
-        let metrics = &Line::numbers(&self.metrics)[(i + 1) * classes * self.lanes..][..classes * self.lanes];
-        for (lane, overlap) in overlaps[..self.lanes].iter_mut().enumerate() {
-            let class = usize::from(*overlap);
-            let choice = metrics[class * self.lanes + lane] as usize & ((1 << k) - 1);
-            let state = class << k | choice;
-            found(lane, state as u8);
-            *overlap = (state & (classes - 1)) as u8;
+        let rows = Line::numbers(&self.metrics).chunks_exact(classes * self.lanes).skip(1);
+        for (i, row) in rows.enumerate().take(steps.end).skip(steps.start).rev() {
+            for (lane, overlap) in overlaps[..self.lanes].iter_mut().enumerate() {
+                let class = usize::from(*overlap);
+                let choice = row[class * self.lanes + lane] as usize & ((1 << k) - 1);
+                let state = class << k | choice;
+                found(i, lane, state as u8);
+                *overlap = (state & (classes - 1)) as u8;
+            }
         }
     }
 

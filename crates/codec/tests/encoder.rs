@@ -6,7 +6,7 @@ use common::{decode, gaussian, viterbi};
 use proptest::{collection::vec, prelude::*};
 use upg_codec::{Bits, Encoder, GROUP, Isa, state};
 
-/// The encoder's definition in plain exact integers: both passes, no vectors, no limits.
+/// The encoder's definition in plain exact integers: all three passes, no vectors, no limits.
 fn oracle(bits: Bits, x: &[f32; GROUP], weights: &[f32; GROUP]) -> Vec<u8> {
     let k = bits.get();
     let unit = f64::from(1 << (11 - k));
@@ -22,10 +22,15 @@ fn oracle(bits: Bits, x: &[f32; GROUP], weights: &[f32; GROUP]) -> Vec<u8> {
         weights[i] * value * value - 2 * x * value
     };
     let classes: Vec<usize> = (0..256 >> k).collect();
+    let pass = |first: usize, ends: &[usize]| {
+        let (_, mut path) = viterbi(bits, ends, ends, GROUP, |i, state| cost((first + i) % GROUP, state));
+        path.rotate_right(first);
+        path
+    };
     let half = GROUP / 2;
-    let (_, path) = viterbi(bits, &classes, &classes, GROUP, |i, state| cost((i + half) % GROUP, state));
-    let seam = usize::from(path[half - 1]) >> k;
-    let (_, path) = viterbi(bits, &[seam], &[seam], GROUP, cost);
+    let seam = usize::from(pass(half, &classes)[0]) % classes.len();
+    let middle = usize::from(pass(0, &[seam])[half]) % classes.len();
+    let path = pass(half, &[middle]);
 
     let mut code = vec![0; bits.group_bytes()];
     for (i, state) in path.iter().enumerate() {

@@ -32,9 +32,9 @@ fn gaussian_data_keeps_its_decibels() {
 }
 
 #[test]
-fn two_passes_come_near_the_best_ring() {
+fn three_passes_come_near_the_best_ring() {
     for bits in [Bits::B2, Bits::B3, Bits::B4, Bits::B5, Bits::B6] {
-        let groups = if bits == Bits::B2 { 24 } else { 48 };
+        let groups = if bits == Bits::B2 { 48 } else { 96 };
         let x: Vec<f32> = gaussian(7, groups * GROUP).iter().map(|x| x * bits.table().sigma).collect();
         let (mut codes, mut errors) = (vec![0; groups * bits.group_bytes()], vec![0.0; groups]);
         Encoder::new(bits).encode(&x, None, &mut codes, Some(&mut errors));

@@ -4,15 +4,14 @@ use super::{
 };
 use crate::{Bits, GROUP, Isa};
 
-/// The forward half of a Viterbi search over `count` weights from weight `first` of the ring on, for as many groups
-/// at once as a vector has lanes.
+/// The forward half of a Viterbi search once round the ring from weight `first`, for as many groups at once as a
+/// vector has lanes.
 ///
-/// `slopes[i·LANES + lane]` is [`Trellis::slope`] of weight `i`. Row `r` of `metrics`, with
+/// `slopes[i·LANES + lane]` is [`Trellis::slopes`] of weight `i`. Row `r` of `metrics`, with
 /// `metrics[(r·classes + class)·LANES + lane]`, is for the paths over the first `r` weights: the metric of the best one
 /// whose last state leaves the overlap `class` to the next, its lowest `K` bits replaced by that last state's own
-/// lowest `K` bits. The caller fills row 0; the search fills rows 1 to `count`.
-pub(super) type Forward =
-    unsafe fn(trellis: &Trellis, first: usize, count: usize, slopes: &[Line], metrics: &mut [Line]);
+/// lowest `K` bits. The caller fills row 0; the search fills rows 1 to [`GROUP`].
+pub(super) type Forward = unsafe fn(trellis: &Trellis, first: usize, slopes: &[Line], metrics: &mut [Line]);
 
 /// The search for a code on a path, and its number of lanes.
 ///
@@ -33,15 +32,15 @@ fn select<const K: usize>(isa: Isa) -> (Forward, usize) {
     use std::arch::x86_64::{__m256i, __m512i};
 
     #[target_feature(enable = "avx2")]
-    unsafe fn avx2<const K: usize>(t: &Trellis, first: usize, count: usize, x: &[Line], m: &mut [Line]) {
+    unsafe fn avx2<const K: usize>(t: &Trellis, first: usize, x: &[Line], m: &mut [Line]) {
         // SAFETY: this function is called only where there is AVX2.
-        unsafe { search::<__m256i, K>(t, first, count, x, m) }
+        unsafe { search::<__m256i, K>(t, first, x, m) }
     }
 
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512<const K: usize>(t: &Trellis, first: usize, count: usize, x: &[Line], m: &mut [Line]) {
+    unsafe fn avx512<const K: usize>(t: &Trellis, first: usize, x: &[Line], m: &mut [Line]) {
         // SAFETY: this function is called only where there is AVX-512 F.
-        unsafe { search::<__m512i, K>(t, first, count, x, m) }
+        unsafe { search::<__m512i, K>(t, first, x, m) }
     }
 
     match isa {
@@ -64,14 +63,13 @@ fn select<const K: usize>(_isa: Isa) -> (Forward, usize) {
 unsafe fn search<V: Vector, const K: usize>(
     trellis: &Trellis,
     first: usize,
-    count: usize,
     slopes: &[Line],
     metrics: &mut [Line],
 ) {
     let classes = 1 << (8 - K);
     // SAFETY: `V` keeps the trait's contract.
     let (slopes, metrics) = unsafe { (Line::vectors::<V>(slopes), Line::vectors_mut::<V>(metrics)) };
-    for i in 0..count {
+    for i in 0..GROUP {
         let (done, next) = metrics[i * classes..(i + 2) * classes].split_at_mut(classes);
         let weight = (first + i) % GROUP;
         // SAFETY: the caller's promise is the same.

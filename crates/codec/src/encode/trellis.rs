@@ -14,8 +14,6 @@ const SCALE: usize = 11;
 /// two terms are needed for 16 nibbles only; the last one does not depend on `x` and is a constant of the state.
 #[derive(Clone, Debug)]
 pub(super) struct Position {
-    /// The integer importance `w`, a multiple of which every metric is.
-    pub weight: i32,
     /// `w low²`, plus the part of the predecessor's choice that the low nibble tells.
     pub low: [i32; 16],
     /// `w high²`, plus the part of the predecessor's choice that the high nibble tells.
@@ -34,6 +32,8 @@ pub(super) struct Trellis {
     pub high: [i32; 16],
     /// One position for all 32, or one for each.
     positions: Vec<Position>,
+    /// The integer importance `w` of each position.
+    scales: [f32; GROUP],
     /// What `positions` were made for.
     weights: Option<[f32; GROUP]>,
 }
@@ -45,21 +45,25 @@ impl Trellis {
             low: table.low.map(i32::from),
             high: table.high.map(i32::from),
             positions: Vec::new(),
+            scales: [0.0; GROUP],
             weights: None,
         };
-        trellis.positions.push(trellis.position(trellis.unit()));
+        trellis.prepare(None);
         trellis
     }
 
     /// Makes the positions for these importances, unless they already are.
     pub fn set_weights(&mut self, weights: Option<&[f32; GROUP]>) {
-        if self.weights.as_ref() == weights {
-            return;
+        if self.weights.as_ref() != weights {
+            self.prepare(weights);
         }
-        self.positions = match weights {
-            None => vec![self.position(self.unit())],
-            Some(weights) => self.integers(weights).iter().map(|w| self.position(*w)).collect(),
-        };
+    }
+
+    fn prepare(&mut self, weights: Option<&[f32; GROUP]>) {
+        let integers = weights.map_or([self.unit(); GROUP], |weights| self.integers(weights));
+        let distinct = if weights.is_some() { &integers[..] } else { &integers[..1] };
+        self.positions = distinct.iter().map(|w| self.position(*w)).collect();
+        self.scales = integers.map(|w| w as f32);
         self.weights = weights.copied();
     }
 
@@ -69,13 +73,16 @@ impl Trellis {
         &self.positions[if self.positions.len() == 1 { 0 } else { i }]
     }
 
-    /// What the search adds up for a number `x` at weight `i`, to be multiplied by a low or high value: `-2w x` in
-    /// the metrics' fixed point. A NaN counts as zero.
+    /// What the search multiplies by a low or high value to get the part of the error that depends on both: `-2w x`
+    /// in the metrics' fixed point. A NaN counts as zero.
     #[inline(always)]
-    pub fn slope(&self, i: usize, x: f32) -> i32 {
-        let scaled = x.clamp(-REACH, REACH) * self.at(i).weight as f32;
-        let rounded = (scaled + 0.5f32.copysign(scaled)) as i32;
-        -(rounded << (self.bits.get() + 1))
+    pub fn slopes(&self, x: &[f32; GROUP]) -> [i32; GROUP] {
+        let mut slopes = [0; GROUP];
+        for ((slope, x), weight) in slopes.iter_mut().zip(x).zip(&self.scales) {
+            let scaled = x.clamp(-REACH, REACH) * weight;
+            *slope = (scaled + 0.5f32.copysign(scaled)) as i32 * (-2 << self.bits.get());
+        }
+        slopes
     }
 
     /// The largest importance: with it, metrics have [`SCALE`] fractional bits.
@@ -98,7 +105,6 @@ impl Trellis {
         let fixed = |square: i32| (weight * square) << k;
         let choice = (1 << k) - 1;
         Position {
-            weight,
             low: std::array::from_fn(|n| fixed(self.low[n] * self.low[n]) + (n & choice) as i32),
             high: std::array::from_fn(|n| fixed(self.high[n] * self.high[n]) + (n << 4 & choice) as i32),
             cross: std::array::from_fn(|s| fixed(2 * self.low[s & 15] * self.high[s >> 4])),
