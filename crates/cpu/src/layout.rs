@@ -1,0 +1,161 @@
+use upg_codec::{Bits, GROUP, Isa};
+
+use crate::quantize::{BLOCK, CHUNK, Quantized};
+
+/// Rows of a lane-planar tile: 32-bit lanes of an AVX2 vector.
+pub(crate) const TILE_ROWS: usize = 8;
+
+/// Groups side by side in a chunk.
+pub(crate) const CHUNK_GROUPS: usize = CHUNK / GROUP;
+
+/// Groups of a lane-planar tile, one a byte lane.
+const TILE_GROUPS: usize = TILE_ROWS * CHUNK_GROUPS;
+
+/// How a T8 matrix lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Groups in the order of a file, row after row: for scalar code, which takes a group at a time.
+    RowOrder,
+    /// The same, for AVX-512, which spreads the bits of four groups with `vpermb`.
+    Spread,
+    /// For AVX2, which has no shifts by bytes across lanes: tiles of [`TILE_ROWS`] rows by [`CHUNK`] columns, in
+    /// which byte `b` of all 32 groups lies side by side (lane `4·row + group`), so that one shift and mask gets 32
+    /// look-ups' indices, and a 32-bit lane sums a row.
+    LanePlanar,
+}
+
+impl Layout {
+    /// The layout for the kernels of `isa`.
+    pub(crate) fn of(isa: Isa) -> Self {
+        match isa {
+            Isa::Scalar => Layout::RowOrder,
+            Isa::Avx2 | Isa::AvxVnni => Layout::LanePlanar,
+            Isa::Avx512 => Layout::Spread,
+        }
+    }
+
+    /// Rows that a kernel takes at once: work is cut at multiples of it.
+    pub(crate) fn tile_rows(self) -> usize {
+        match self {
+            Layout::RowOrder => 1,
+            Layout::Spread => 16,
+            Layout::LanePlanar => TILE_ROWS,
+        }
+    }
+
+    /// Bytes of the codes of a matrix, slack for whole-vector loads included.
+    pub(crate) fn bytes(self, bits: Bits, rows: usize, cols: usize) -> usize {
+        match self {
+            Layout::RowOrder => rows * row_bytes(bits, cols),
+            Layout::Spread => rows * row_bytes(bits, cols) + CHUNK,
+            Layout::LanePlanar => {
+                rows.div_ceil(TILE_ROWS) * cols.div_ceil(CHUNK) * TILE_GROUPS * bits.group_bytes()
+            }
+        }
+    }
+
+    /// Copies the rows `first..first + given.len() / row_bytes` of a matrix from a file's order into place; `first` is
+    /// a multiple of [`Layout::tile_rows`] and `place` starts at that row.
+    pub(crate) fn pack(self, bits: Bits, cols: usize, given: &[u8], place: &mut [u8]) {
+        if self != Layout::LanePlanar {
+            return place[..given.len()].copy_from_slice(given);
+        }
+        let (row, group) = (row_bytes(bits, cols), bits.group_bytes());
+        let tile = TILE_GROUPS * group;
+        let tiles = place.chunks_exact_mut(cols.div_ceil(CHUNK) * tile);
+        for (rows, tiles) in given.chunks(TILE_ROWS * row).zip(tiles) {
+            for (r, codes) in rows.chunks_exact(row).enumerate() {
+                for (g, codes) in codes.chunks_exact(group).enumerate() {
+                    let lane = CHUNK_GROUPS * r + g % CHUNK_GROUPS;
+                    let tile = &mut tiles[g / CHUNK_GROUPS * tile..][..tile];
+                    for (b, &code) in codes.iter().enumerate() {
+                        tile[TILE_GROUPS * b + lane] = code;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Copies a group out of a packed matrix of `cols` columns.
+    pub(crate) fn group(self, bits: Bits, cols: usize, codes: &[u8], (row, group): (usize, usize), to: &mut [u8]) {
+        let bytes = bits.group_bytes();
+        if self != Layout::LanePlanar {
+            to.copy_from_slice(&codes[row * row_bytes(bits, cols) + group * bytes..][..bytes]);
+            return;
+        }
+        let tile = row / TILE_ROWS * cols.div_ceil(CHUNK) + group / CHUNK_GROUPS;
+        let lane = CHUNK_GROUPS * (row % TILE_ROWS) + group % CHUNK_GROUPS;
+        for (b, to) in to.iter_mut().enumerate() {
+            *to = codes[(tile * bytes + b) * TILE_GROUPS + lane];
+        }
+    }
+
+    /// Puts quantised values into the order in which the layout's kernels read them.
+    pub(crate) fn arrange(self, _isa: Isa, q: &mut Quantized) {
+        let column: fn(usize) -> usize = match self {
+            Layout::RowOrder => return,
+            Layout::Spread => spread_column,
+            Layout::LanePlanar => planar_column,
+        };
+        q.ordered.resize(q.values.len(), 0);
+        for (values, ordered) in q.values.chunks_exact(CHUNK).zip(q.ordered.chunks_exact_mut(CHUNK)) {
+            for (i, ordered) in ordered.iter_mut().enumerate() {
+                *ordered = values[column(i)];
+            }
+        }
+        if self == Layout::LanePlanar {
+            q.magnitudes.clear();
+            q.magnitudes.extend(q.ordered.iter().map(|v| v.unsigned_abs()));
+            q.folded.clear();
+            let blocks = q.ordered.chunks_exact(BLOCK).zip(&q.multipliers);
+            q.folded.extend(blocks.flat_map(|(v, &m)| v.iter().map(move |&v| i16::from(v) * m as i16)));
+        }
+    }
+}
+
+/// The column of a chunk whose activation a lane-planar kernel reads at place `i`: step by step, four groups a step.
+fn planar_column(i: usize) -> usize {
+    i % CHUNK_GROUPS * GROUP + i / CHUNK_GROUPS
+}
+
+/// The column of a chunk whose activation the AVX-512 kernel multiplies in place `i`: byte `j` of quadword `q` of
+/// vector `v` is weight `16·(q mod 2) + 8·v + j` of group `q / 2`.
+fn spread_column(i: usize) -> usize {
+    let (v, q, j) = (i / 64, i % 64 / 8, i % 8);
+    q / 2 * GROUP + q % 2 * 16 + v * 8 + j
+}
+
+/// Bytes of a row in a file's order. Columns are whole groups: the loader has checked that.
+pub(crate) fn row_bytes(bits: Bits, cols: usize) -> usize {
+    cols / GROUP * bits.group_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_loses_no_group() {
+        for layout in [Layout::RowOrder, Layout::Spread, Layout::LanePlanar] {
+            for (bits, rows, cols) in [(Bits::B3, 19, 160), (Bits::B2, 8, 128), (Bits::B8, 3, 32)] {
+                let given: Vec<u8> = (0..rows * row_bytes(bits, cols)).map(|i| (i * 37 + i / 251) as u8).collect();
+                let mut codes = vec![0; layout.bytes(bits, rows, cols)];
+                layout.pack(bits, cols, &given, &mut codes);
+                let mut group = vec![0; bits.group_bytes()];
+                for (i, expected) in given.chunks_exact(bits.group_bytes()).enumerate() {
+                    layout.group(bits, cols, &codes, (i / (cols / GROUP), i % (cols / GROUP)), &mut group);
+                    assert_eq!(group, expected, "{layout:?} {bits:?} group {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn arrangements_are_permutations() {
+        for column in [planar_column, spread_column] {
+            let mut columns: Vec<usize> = (0..CHUNK).map(column).collect();
+            columns.sort_unstable();
+            assert!(columns.into_iter().eq(0..CHUNK));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+use upg_codec::Isa;
+
+use crate::{layout::Layout, per_isa::per_isa};
+
+/// Columns that share a multiplier.
+pub(crate) const BLOCK: usize = 256;
+
+/// Columns that the vector kernels take at a time: four groups.
+pub(crate) const CHUNK: usize = 128;
+
+/// The largest multiplier: how much finer than the largest block's the steps of a block may be.
+const FINEST: f32 = 64.0;
+
+/// A vector of activations in int8: `x[i] = unit · multipliers[i / BLOCK] · value[i]`, to within rounding.
+///
+/// One float for the whole vector and integer multipliers make a product with integer weights exact up to one last
+/// multiplication, in whatever order it is summed: every instruction set and thread count gives the same bits.
+pub(crate) struct Quantized {
+    /// The unit of all values.
+    pub unit: f32,
+    /// One a block, in `1..=64`.
+    pub multipliers: Vec<i32>,
+    /// The values, of whole blocks (zero past the vector's end), in `-127..=127`, in the columns' order.
+    pub values: Vec<i8>,
+    /// The values in the order in which the layout's kernel wants them, whole chunks of [`CHUNK`].
+    pub ordered: Vec<i8>,
+    /// `|ordered|`, where the kernel wants it.
+    pub magnitudes: Vec<u8>,
+    /// `ordered` times the multipliers, where a kernel multiplies many tokens in 16 bits.
+    pub folded: Vec<i16>,
+    /// `Σ multiplier · value`: what an offset of one on every weight adds.
+    pub sum: i64,
+    layout: Layout,
+}
+
+impl Quantized {
+    /// Room for vectors of up to `cols` numbers.
+    pub(crate) fn new(layout: Layout, cols: usize) -> Self {
+        let cols = cols.next_multiple_of(BLOCK);
+        Self {
+            unit: 0.0,
+            multipliers: Vec::with_capacity(cols / BLOCK),
+            values: Vec::with_capacity(cols),
+            ordered: Vec::with_capacity(cols),
+            magnitudes: Vec::with_capacity(cols),
+            folded: Vec::with_capacity(cols),
+            sum: 0,
+            layout,
+        }
+    }
+
+    /// Quantises a vector. Does not allocate where [`Quantized::new`] made room.
+    pub(crate) fn set(&mut self, isa: Isa, x: &[f32]) {
+        let cols = x.len().next_multiple_of(BLOCK);
+        self.multipliers.resize(cols / BLOCK, 1);
+        self.values.resize(cols, 0);
+        self.unit = quantize(isa, x, &mut self.values, &mut self.multipliers);
+        self.sum = 0;
+        for (values, multiplier) in self.values.chunks_exact(BLOCK).zip(&self.multipliers) {
+            let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
+            self.sum += i64::from(multiplier * sum);
+        }
+        self.layout.arrange(isa, self);
+    }
+}
+
+per_isa! {
+    /// Quantises `x` into whole blocks of `values`; returns the unit.
+    fn quantize(x: &[f32], values: &mut [i8], multipliers: &mut [i32]) -> f32 {
+        let largest = max_magnitude(x);
+        let unit = largest / (FINEST * 127.0);
+        let blocks = x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(multipliers);
+        for ((x, values), multiplier) in blocks {
+            // The cast takes NaN (0/0, all zero) to 0.
+            *multiplier = ((FINEST * max_magnitude(x) / largest).ceil() as i32).clamp(1, FINEST as i32);
+            let inverse = 1.0 / (unit * *multiplier as f32);
+            // Where all is tiny or infinite the inverse is useless: such a vector counts as zero.
+            let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+            let (given, padding) = values.split_at_mut(x.len());
+            for (x, value) in x.iter().zip(given) {
+                *value = round(x * inverse);
+            }
+            padding.fill(0);
+        }
+        unit
+    }
+}
+
+#[inline(always)]
+fn max_magnitude(x: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x.abs());
+        }
+    }
+    lanes.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, larger)
+}
+
+/// To the nearest integer, ties to even, in `-127..=127`.
+#[inline(always)]
+fn round(x: f32) -> i8 {
+    // Adding 1.5·2^23 leaves the rounded integer in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-127.0, 127.0);
+    ((clamped + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) as i8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quantized(x: &[f32]) -> Quantized {
+        let mut q = Quantized::new(Layout::RowOrder, x.len());
+        q.set(Isa::Scalar, x);
+        q
+    }
+
+    #[test]
+    fn error_is_half_a_step_of_the_block() {
+        let x: Vec<f32> =
+            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < 256 { 10.0 } else { 0.3 }).collect();
+        let q = quantized(&x);
+        assert_eq!(q.multipliers, [64, 2, 2]);
+        for (i, x) in x.iter().enumerate() {
+            let step = q.unit * q.multipliers[i / BLOCK] as f32;
+            assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
+        }
+        assert!(q.values[700..].iter().all(|&v| v == 0));
+    }
+
+    #[test]
+    fn nothing_and_nonsense_are_zero() {
+        for x in [[0.0; 40], [f32::NAN; 40], [f32::INFINITY; 40], [1e-44; 40]] {
+            assert!(quantized(&x).values.iter().all(|&v| v == 0), "{}", x[0]);
+        }
+    }
+
+    #[test]
+    fn every_isa_gives_the_same_bits() {
+        let x: Vec<f32> = (0..1000).map(|i| (i as f32).sin() / (1.0 + i as f32)).collect();
+        let expected = quantized(&x);
+        for isa in Isa::available() {
+            let mut q = Quantized::new(Layout::of(isa), x.len());
+            q.set(isa, &x);
+            assert_eq!(
+                (q.unit.to_bits(), &q.values, &q.multipliers, q.sum),
+                (expected.unit.to_bits(), &expected.values, &expected.multipliers, expected.sum)
+            );
+        }
+    }
+}

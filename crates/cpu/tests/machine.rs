@@ -1,0 +1,86 @@
+//! The machine against the reference machine, and its bits against each other.
+
+use upg_codec::Isa;
+use upg_pdvm::{
+    Logits, Machine, MachineError, MachineOptions, Segment, Weights,
+    conformance::{self, tiny_models},
+};
+
+use upg_cpu::CpuMachine;
+
+fn machine(weights: &dyn Weights, options: &MachineOptions, isa: Isa) -> Result<CpuMachine, MachineError> {
+    CpuMachine::new(weights, options, isa, &mut |_| ())
+}
+
+/// Tiny models are noisy: a few dozen int8 activations a product. Real models are held to more by `upg eval`.
+const TOLERANCE: f32 = 3e-2;
+
+#[test]
+fn conforms_on_every_isa() {
+    for isa in Isa::available() {
+        let report =
+            conformance::check(&|weights, options| Ok(Box::new(machine(weights, options, isa)?)), TOLERANCE);
+        assert!(report.passed(), "{}:\n{report}", isa.name());
+    }
+}
+
+/// The logits' bits of a prompt in one batch, then of two tokens one by one, for two sequences of which the second
+/// joins later.
+fn bits(weights: &dyn Weights, isa: Isa, threads: usize, chunk: usize) -> Vec<u32> {
+    let options =
+        MachineOptions { context: 300, sequences: 2, max_batch: 160, threads: Some(threads), ..Default::default() };
+    let mut machine = machine(weights, &options, isa).unwrap();
+    let vocab = machine.program().config.vocab;
+    let prompt: Vec<u32> = (0..150).map(|i| (i * 7 % vocab) as u32).collect();
+    let seq = machine.kv_mut().open().unwrap();
+    let mut all = vec![];
+    for tokens in prompt.chunks(chunk) {
+        let mut logits = vec![0.0; tokens.len() * vocab];
+        machine.run(&[Segment { seq, tokens, logits: Logits::All }], &mut logits).unwrap();
+        all.extend(logits);
+    }
+    let other = machine.kv_mut().open().unwrap();
+    let mut logits = vec![0.0; 2 * vocab];
+    for token in [3, 5] {
+        let segments = [
+            Segment { seq: other, tokens: &[token, 1, 2], logits: Logits::Last },
+            Segment { seq, tokens: &[token], logits: Logits::Last },
+        ];
+        machine.run(&segments, &mut logits).unwrap();
+        all.extend(&logits);
+    }
+    all.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn same_bits_on_every_isa_with_any_threads_and_cuts() {
+    for (name, weights) in tiny_models() {
+        let expected = bits(&weights, Isa::Scalar, 1, 150);
+        for isa in Isa::available() {
+            for (threads, chunk) in [(1, 1), (2, 150), (3, 7), (5, 40)] {
+                assert!(
+                    bits(&weights, isa, threads, chunk) == expected,
+                    "{name}: {} with {threads} threads, prompt in chunks of {chunk}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn senseless_options_are_refused_with_a_remedy() {
+    let (_, weights) = tiny_models().remove(0);
+    for options in [
+        MachineOptions { threads: Some(0), ..Default::default() },
+        MachineOptions { context: 0, ..Default::default() },
+        MachineOptions { max_batch: 0, ..Default::default() },
+    ] {
+        let error = machine(&weights, &options, Isa::Scalar).err().unwrap();
+        assert!(error.to_string().contains("at least 1"), "{error}");
+    }
+    if let Some(isa) = Isa::ALL.into_iter().find(|isa| !isa.is_available()) {
+        let error = machine(&weights, &MachineOptions::default(), isa).err().unwrap();
+        assert!(error.to_string().contains(isa.name()), "{error}");
+    }
+}
