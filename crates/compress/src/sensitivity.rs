@@ -7,12 +7,12 @@ use upg_format::{ModelConfig, TensorKind, TensorName};
 /// for every tensor before anything is measured.
 pub fn relative_error(bits: Bits) -> f64 {
     let snr_db: f64 = match bits {
-        Bits::B2 => 10.7,
-        Bits::B3 => 16.4,
-        Bits::B4 => 21.7,
-        Bits::B5 => 26.8,
-        Bits::B6 => 31.8,
-        Bits::B8 => 40.0,
+        Bits::B2 => 10.8,
+        Bits::B3 => 16.55,
+        Bits::B4 => 22.25,
+        Bits::B5 => 27.65,
+        Bits::B6 => 32.5,
+        Bits::B8 => 40.15,
     };
     10_f64.powf(-snr_db / 10.0)
 }
