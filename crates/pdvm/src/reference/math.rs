@@ -12,13 +12,19 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    let mut joined = lanes.map(f64::from);
+    (join(&lanes) + rest) as f32
+}
+
+/// The lanes' sum. Apart from the loop above: seen together, the compiler would use vectors of two lanes in both.
+#[inline(never)]
+fn join(lanes: &[f32; LANES]) -> f64 {
+    let mut sums = lanes.map(f64::from);
     for half in [8, 4, 2, 1] {
         for i in 0..half {
-            joined[i] += joined[half + i];
+            sums[i] += sums[half + i];
         }
     }
-    (joined[0] + rest) as f32
+    sums[0]
 }
 
 /// `y = x / sqrt(mean(x²) + eps)` for each vector of `width` numbers (Zhang and Sennrich 2019, without gains).

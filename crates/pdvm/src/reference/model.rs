@@ -4,6 +4,9 @@ use upg_format::{TensorKind, TensorName};
 use super::math::dot;
 use crate::{MachineError, Tensor, Weights, rotation::Rotation};
 
+/// Rows of a matrix that are applied to a token at a time.
+const TILE_ROWS: usize = 16;
+
 /// A matrix of plain numbers: `[rows = outputs, cols = inputs]`, row after row.
 #[derive(Debug)]
 pub(super) struct Matrix {
@@ -20,10 +23,13 @@ impl Matrix {
     /// `y = W x` for `n` vectors: x is `[n, cols]`, y `[n, rows]`; both may be longer.
     pub(super) fn apply(&self, n: usize, x: &[f32], y: &mut [f32]) {
         let x = &x[..n * self.cols];
-        // Rows outside: each is read from memory once for all tokens.
-        for (r, row) in self.data.chunks_exact(self.cols).enumerate() {
+        // A tile of rows stays in the cache while all tokens pass: each weight is read from memory once.
+        for (tile, rows) in self.data.chunks(TILE_ROWS * self.cols).enumerate() {
             for (token, x) in x.chunks_exact(self.cols).enumerate() {
-                y[token * self.rows + r] = dot(row, x);
+                let y = &mut y[token * self.rows + tile * TILE_ROWS..];
+                for (y, row) in y.iter_mut().zip(rows.chunks_exact(self.cols)) {
+                    *y = dot(row, x);
+                }
             }
         }
     }
