@@ -112,7 +112,7 @@ impl<'a> Folded<'a> {
     pub fn rows(&self, name: TensorName, rows: Range<usize>, out: &mut [f32]) -> Result<(), CompressError> {
         let (step, [_, cols]) = (self.row_step(name), name.shape(&self.config));
         assert!(
-            rows.start % step == 0 && rows.end % step == 0,
+            rows.start.is_multiple_of(step) && rows.end.is_multiple_of(step),
             "{name}: {rows:?} are not whole blocks of {step}"
         );
         assert_eq!(out.len(), rows.len() * cols, "{name}: room for {rows:?}");

@@ -9,7 +9,10 @@ use rayon::prelude::*;
 /// # Panics
 /// If `block` is not a power of two that divides the number of rows.
 pub(crate) fn hadamard_rows(x: &mut [f32], cols: usize, block: usize) {
-    assert!(block.is_power_of_two() && x.len() % (block * cols) == 0, "blocks of {block} rows of {cols}");
+    assert!(
+        block.is_power_of_two() && x.len().is_multiple_of(block * cols),
+        "blocks of {block} rows of {cols}"
+    );
     let norm = 1.0 / (block as f32).sqrt();
     let mut half = 1;
     while half < block {
