@@ -1,4 +1,5 @@
 //! Checkpoint to file and back: what is in it, that it is the same bytes always, and that sizes are met.
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod common;
 

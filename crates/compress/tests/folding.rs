@@ -1,4 +1,5 @@
 //! Folding changes no logits: the folded model in the reference machine against a transformer written down plainly.
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod common;
 #[path = "common/naive.rs"]
