@@ -1,5 +1,7 @@
 //! Help texts are part of the interface: a change must be seen.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use common::{run, stdout, text};

@@ -1,5 +1,7 @@
 //! A real model from checkpoint to answer, through the real binary.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::{

@@ -67,6 +67,7 @@ pub fn measure(
     };
     // Code, page tables and threads are warm before the clock runs.
     bench.read(tests.prompt.min(16))?;
+    bench.forget(0)?;
     bench.write(tests.generate.min(2))?;
     bench.forget(0)?;
     bench.read(tests.depth)?;
