@@ -6,7 +6,7 @@ use upg_pdvm::{MachineError, Tensor};
 
 use crate::{
     kernels::{self, KernelScratch},
-    layout::{Layout, row_bytes},
+    layout::Layout,
     memory::{Arena, Region},
     quantize::Quantized,
 };

@@ -4,20 +4,22 @@
 //! its core) takes less and none waits long. Results never depend on who does what. Everything `unsafe` about
 //! sharing an output among threads is here.
 
-mod gate;
+mod bell;
 mod grid;
+mod round;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst},
     },
     thread::JoinHandle,
 };
 
-use self::gate::Gate;
 pub(crate) use self::grid::Grid;
+use self::round::Rounds;
 
 /// What the threads do, called with the thread's number.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
@@ -29,22 +31,22 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    job: Mutex<Option<&'static Job<'static>>>,
-    /// Counts the jobs handed out; workers wait for it to change.
-    round: Gate,
-    /// Workers that have yet to finish the round; the caller waits for 0.
-    busy: Gate,
+    rounds: Rounds,
+    /// The job of the round, while it is open or a worker is in it.
+    job: AtomicPtr<&'static Job<'static>>,
     stop: AtomicBool,
     panicked: AtomicBool,
 }
 
 impl Pool {
     /// Starts `threads - 1` workers, each pinned to a core where there is one for every thread.
+    ///
+    /// # Errors
+    /// Where the system refuses a thread.
     pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            job: Mutex::new(None),
-            round: Gate::new(0),
-            busy: Gate::new(0),
+            rounds: Rounds::default(),
+            job: AtomicPtr::new(ptr::null_mut()),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
         });
@@ -52,7 +54,7 @@ impl Pool {
         let mut pool = Self { shared, workers: Vec::with_capacity(threads.saturating_sub(1)) };
         for thread in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let core = cores.get(thread).copied();
+            let core = cores.get(thread).copied().filter(|_| threads == cores.len());
             let worker = std::thread::Builder::new().name(format!("upg-cpu-{thread}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
@@ -69,21 +71,21 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `job` once on every thread and returns when all are done.
-    pub(crate) fn broadcast(&mut self, job: &Job<'_>) {
+    /// Calls `job` on this thread, and on each worker that comes before this thread is done; returns when all are.
+    /// A job is to do all there is to do, however many threads take part: a worker that the system runs late is not
+    /// waited for.
+    fn share(&mut self, job: &Job<'_>) {
         if self.workers.is_empty() {
             return job(0);
         }
-        // SAFETY: only the lifetime changes. Workers use the job between the two gates, and `Round` waits for them
-        // (also where `job(0)` panics) before this function, which borrows the job, is left.
-        let forever = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
-        *self.shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(forever);
-        self.shared.busy.set(self.workers.len());
-        let round = Round(&self.shared);
-        self.shared.round.add(1);
+        // SAFETY: only the lifetime changes. Workers use the job while they are in the round, and `Round` waits until
+        // they have left it (also where `job(0)` panics) before this function, which borrows the job, returns.
+        let mut job_forever = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
+        self.shared.job.store(&raw mut job_forever, SeqCst);
+        let round = self.shared.rounds.open();
         job(0);
         drop(round);
-        assert!(!self.shared.panicked.load(Ordering::Relaxed), "a worker thread panicked");
+        assert!(!self.shared.panicked.load(SeqCst), "a worker thread panicked");
     }
 
     /// Calls `work` for every item below `items`, each on one thread, which has `scratch[thread]` to itself.
@@ -96,11 +98,11 @@ impl Pool {
         assert!(scratch.len() >= self.threads(), "scratch for {} threads", self.threads());
         let scratch = grid::Shared::new(scratch);
         let next = AtomicUsize::new(0);
-        self.broadcast(&|thread| {
+        self.share(&|thread| {
             // SAFETY: threads have different numbers, so each takes an element of its own.
             let scratch = unsafe { scratch.get(thread) };
             loop {
-                let item = next.fetch_add(1, Ordering::Relaxed);
+                let item = next.fetch_add(1, SeqCst);
                 if item >= items {
                     return;
                 }
@@ -112,8 +114,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.round.add(1);
+        self.shared.stop.store(true, SeqCst);
+        drop(self.shared.rounds.open());
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its jobs: there is nothing to learn from its end.
             let _ = worker.join();
@@ -121,31 +123,20 @@ impl Drop for Pool {
     }
 }
 
-/// A round in progress: waits for the workers when it goes out of scope, however that comes.
-struct Round<'a>(&'a Shared);
-
-impl Drop for Round<'_> {
-    fn drop(&mut self) {
-        self.0.busy.wait(|busy| busy == 0);
-        *self.0.job.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
 impl Shared {
     fn work(&self, thread: usize) {
         let mut seen = 0;
         loop {
-            seen = self.round.wait(|round| round != seen);
-            if self.stop.load(Ordering::SeqCst) {
+            seen = self.rounds.wait(seen);
+            if self.stop.load(SeqCst) {
                 return;
             }
-            let job = *self.job.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(job) = job
-                && catch_unwind(AssertUnwindSafe(|| job(thread))).is_err()
-            {
-                self.panicked.store(true, Ordering::Relaxed);
+            let Some(_entered) = self.rounds.enter(seen) else { continue };
+            // SAFETY: `Pool::share` stored the job before it opened the round, and keeps it until this thread leaves.
+            let job = unsafe { *self.job.load(SeqCst) };
+            if catch_unwind(AssertUnwindSafe(|| job(thread))).is_err() {
+                self.panicked.store(true, SeqCst);
             }
-            self.busy.sub(1);
         }
     }
 }
@@ -163,34 +154,50 @@ mod tests {
                 let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
                 pool.items(&mut scratch, items, &|mine, item| {
                     *mine += 1;
-                    counts[item].fetch_add(1, Ordering::Relaxed);
+                    counts[item].fetch_add(1, SeqCst);
                 });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+                assert!(counts.iter().all(|c| c.load(SeqCst) == 1));
             }
             assert_eq!(scratch.iter().sum::<usize>(), 1008);
         }
     }
 
     #[test]
-    fn many_rounds_with_pauses_lose_no_wake_up() {
+    fn many_rounds_with_pauses_lose_no_item() {
         let mut pool = Pool::new(3).unwrap();
         let count = AtomicUsize::new(0);
         for round in 0..2000 {
-            pool.broadcast(&|_| {
-                count.fetch_add(1, Ordering::Relaxed);
+            pool.items(&mut [(); 3], 4, &|(), _| {
+                count.fetch_add(1, SeqCst);
             });
             if round % 500 == 0 {
                 // Long enough for the workers to go to sleep.
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
         }
-        assert_eq!(count.into_inner(), 6000);
+        assert_eq!(count.into_inner(), 8000);
+    }
+
+    /// Every thread gets work where there is enough of it: an item waits until another thread has one too.
+    #[test]
+    fn workers_take_part() {
+        let mut pool = Pool::new(2).unwrap();
+        let together = std::sync::Barrier::new(2);
+        pool.items(&mut [(); 2], 2, &|(), _| {
+            together.wait();
+        });
     }
 
     #[test]
     fn a_worker_s_panic_reaches_the_caller() {
         let mut pool = Pool::new(2).unwrap();
-        let caught = catch_unwind(AssertUnwindSafe(|| pool.broadcast(&|thread| assert_eq!(thread, 0))));
+        let together = std::sync::Barrier::new(2);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            pool.items(&mut [0, 1], 2, &|thread, _| {
+                together.wait();
+                assert_eq!(*thread, 0);
+            });
+        }));
         assert!(caught.is_err());
     }
 }

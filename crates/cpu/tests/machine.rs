@@ -1,8 +1,9 @@
 //! The machine against the reference machine, and its bits against each other.
 
-use upg_codec::Isa;
+use upg_codec::{Bits, Isa};
+use upg_format::{Encoding, RopeScaling, TensorName};
 use upg_pdvm::{
-    Logits, Machine, MachineError, MachineOptions, Segment, Weights,
+    Logits, Machine, MachineError, MachineOptions, Segment, Synthetic, Weights,
     conformance::{self, tiny_models},
 };
 
@@ -12,8 +13,9 @@ fn machine(weights: &dyn Weights, options: &MachineOptions, isa: Isa) -> Result<
     CpuMachine::new(weights, options, isa, &mut |_| ())
 }
 
-/// Tiny models are noisy: a few dozen int8 activations a product. Real models are held to more by `upg eval`.
-const TOLERANCE: f32 = 3e-2;
+/// What int8 activations cost tiny models, whose products have a few dozen terms; models in f32 are a thousand times
+/// closer, and real ones are held to more by `upg eval`.
+const TOLERANCE: f32 = 7e-2;
 
 #[test]
 fn conforms_on_every_isa() {
@@ -52,12 +54,21 @@ fn bits(weights: &dyn Weights, isa: Isa, threads: usize, chunk: usize) -> Vec<u3
     all.into_iter().map(f32::to_bits).collect()
 }
 
+/// Every code somewhere. (Products with f32 matrices have the same bits only where batches are the same.)
+fn every_code(name: TensorName) -> Encoding {
+    Encoding::T8(Bits::ALL[(name.layer().unwrap_or(0) * 5 + name.kind() as usize) % 6])
+}
+
 #[test]
 fn same_bits_on_every_isa_with_any_threads_and_cuts() {
-    for (name, weights) in tiny_models() {
+    for (name, tiny) in tiny_models() {
+        let weights = Synthetic::new(tiny.config().clone(), every_code, 3);
+        // LongRoPE chooses its frequencies by the length so far, so cuts show.
+        let cuts = !matches!(tiny.config().rope.scaling, RopeScaling::LongRope { .. });
         let expected = bits(&weights, Isa::Scalar, 1, 150);
         for isa in Isa::available() {
             for (threads, chunk) in [(1, 1), (2, 150), (3, 7), (5, 40)] {
+                let chunk = if cuts { chunk } else { 150 };
                 assert!(
                     bits(&weights, isa, threads, chunk) == expected,
                     "{name}: {} with {threads} threads, prompt in chunks of {chunk}",
