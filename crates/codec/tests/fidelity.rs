@@ -17,11 +17,11 @@ fn gaussian_snr(bits: Bits) -> f64 {
 #[test]
 fn gaussian_data_keeps_its_decibels() {
     let floors = [
-        (Bits::B2, 10.7),
-        (Bits::B3, 16.45),
-        (Bits::B4, 22.1),
+        (Bits::B2, 10.8),
+        (Bits::B3, 16.55),
+        (Bits::B4, 22.2),
         (Bits::B5, 27.5),
-        (Bits::B6, 32.3),
+        (Bits::B6, 32.35),
         (Bits::B8, 39.9),
     ];
     for (bits, floor) in floors {

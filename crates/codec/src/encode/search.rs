@@ -118,7 +118,7 @@ unsafe fn advance<V: Vector, const K: usize>(
                     best = best.min(base[j].add(V::splat(cross[j])));
                 }
                 best = best.add(high[first / 16]);
-                let seen = first % (1 << K) != 0;
+                let seen = held < 1 << K && first % (1 << K) != 0;
                 let class = first >> K;
                 next[class] = if seen { best.min(next[class]) } else { best };
             }
