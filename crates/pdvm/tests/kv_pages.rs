@@ -1,5 +1,7 @@
 //! Any sequence of operations keeps the books of the KV cache straight.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use proptest::prelude::*;
 use upg_pdvm::{KvError, KvPages, PAGE_TOKENS, SeqId};
 

@@ -237,50 +237,63 @@ fn same_bits(pair: &mut Pair) -> Result<f32, String> {
     if runs[0] == runs[1] { Ok(0.0) } else { Err("two runs of one prompt gave different bits".into()) }
 }
 
-/// Every batch that must be refused is, with its own error, and the sequence goes on as if nothing had happened.
+/// A batch that must be refused: what is wrong with it, its segments, and whether an error names just that.
+type Refusal<'a> = (&'static str, Vec<Segment<'a>>, fn(&MachineError) -> bool);
+
+/// Every wrong batch; `held` has 20 tokens, `empty` none. Where two segments stand, only the second is wrong.
+fn refusals<'a>(
+    tokens: &'a [u32],
+    bad: &'a [u32],
+    held: SeqId,
+    empty: SeqId,
+    closed: SeqId,
+) -> Vec<Refusal<'a>> {
+    let one = |seq, tokens| Segment { seq, tokens, logits: Logits::Last };
+    let fine = one(empty, &tokens[..1]);
+    let wrong_size = |e: &MachineError| matches!(e, MachineError::BatchSize { .. });
+    vec![
+        ("an empty batch", vec![], wrong_size),
+        ("an empty segment", vec![fine, one(held, &[])], wrong_size),
+        ("a batch too large", vec![fine, one(held, &tokens[..CONTEXT])], wrong_size),
+        ("a token past the vocabulary", vec![fine, one(held, bad)], |e| {
+            matches!(e, MachineError::Token { .. })
+        }),
+        ("a sequence named twice", vec![one(held, &tokens[..2]), one(held, &tokens[..2])], |e| {
+            matches!(e, MachineError::SequenceTwice(_))
+        }),
+        ("a closed sequence", vec![fine, one(closed, &tokens[..1])], |e| {
+            matches!(e, MachineError::Kv(KvError::Closed(_)))
+        }),
+        ("a full context", vec![fine, one(held, &tokens[..CONTEXT - 19])], |e| {
+            matches!(e, MachineError::Kv(KvError::ContextFull { .. }))
+        }),
+    ]
+}
+
+/// Every wrong batch is refused by its own error, and the sequence goes on as if nothing had happened.
 fn errors_change_nothing(pair: &mut Pair) -> Result<f32, String> {
     let (prompt, vocab) = (pair.prompt.clone(), pair.vocab);
     let (start, next) = (20, 10);
-    let [seq, other] = [pair.open(0)?, pair.open(0)?];
-    let closed = pair.open(0)?;
+    let [held, empty, closed] = [pair.open(0)?, pair.open(0)?, pair.open(0)?];
     pair.close(&[closed]);
-    pair.run_one(seq, &prompt[..start], Logits::None)?;
+    pair.run_one(held, &prompt[..start], Logits::None)?;
     let used = pair.machine.kv().used();
 
-    let long = [prompt.as_slice(), &prompt[..1]].concat();
-    let bad_token = [0, vocab as u32];
-    let one = |seq, tokens| Segment { seq, tokens, logits: Logits::Last };
-    let refused: [(&str, &Batch<'_>, fn(&MachineError) -> bool); 7] = [
-        ("an empty batch", &[], |e| matches!(e, MachineError::BatchSize { .. })),
-        ("an empty segment", &[one(seq, &[])], |e| matches!(e, MachineError::BatchSize { .. })),
-        ("a batch too large", &[one(seq, &long)], |e| matches!(e, MachineError::BatchSize { .. })),
-        ("a token past the vocabulary", &[one(other, &prompt[..1]), one(seq, &bad_token)], |e| {
-            matches!(e, MachineError::Token { .. })
-        }),
-        ("a sequence named twice", &[one(seq, &prompt[..2]), one(seq, &prompt[..2])], |e| {
-            matches!(e, MachineError::SequenceTwice(_))
-        }),
-        ("a closed sequence", &[one(other, &prompt[..1]), one(closed, &prompt[..1])], |e| {
-            matches!(e, MachineError::Kv(KvError::Closed(_)))
-        }),
-        ("a full context", &[one(other, &prompt[..1]), one(seq, &prompt[..CONTEXT - 1 - start / 2])], |e| {
-            matches!(e, MachineError::Kv(KvError::ContextFull { .. }))
-        }),
-    ];
-    for (what, batch, right) in refused {
+    for (what, batch, right) in refusals(&prompt, &[0, vocab as u32], held, empty, closed) {
         let mut logits = vec![0.0; vocab * batch.iter().map(Segment::logits_rows).sum::<usize>()];
-        refuse(what, pair.machine.run(batch, &mut logits), right)?;
+        refuse(what, pair.machine.run(&batch, &mut logits), right)?;
     }
     let mut short = vec![0.0; vocab - 1];
-    let result = pair.machine.run(&[one(seq, &prompt[..1])], &mut short);
+    let segment = Segment { seq: held, tokens: &prompt[..1], logits: Logits::Last };
+    let result = pair.machine.run(&[segment], &mut short);
     refuse("room for too few logits", result, |e| matches!(e, MachineError::LogitsLength { .. }))?;
 
     let kv = pair.machine.kv();
-    if kv.len(seq) != Ok(start) || kv.len(other) != Ok(0) || kv.used() != used {
+    if kv.len(held) != Ok(start) || kv.len(empty) != Ok(0) || kv.used() != used {
         return Err("a refused batch changed the KV cache's books".into());
     }
-    let found = pair.run_one(seq, &prompt[start..start + next], Logits::All)?;
-    pair.close(&[seq, other]);
+    let found = pair.run_one(held, &prompt[start..start + next], Logits::All)?;
+    pair.close(&[held, empty]);
     let expected = pair.expected(&prompt[..start + next], 0)?;
     pair.worst(&found, &expected[start * vocab..])
 }

@@ -73,7 +73,7 @@ fn signs(x: &[f64], rotation: &Rotation) -> Vec<f64> {
 /// Sylvester's matrix by its closed form: entry `(i, j)` is `(-1)^popcount(i & j) / sqrt(b)`, block after block.
 fn hadamard(x: &[f64]) -> Vec<f64> {
     let b = block(x.len());
-    let entry = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let entry = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     let row = |x: &[f64], i: usize| x.iter().enumerate().map(|(j, x)| entry(i, j) * x).sum::<f64>();
     x.chunks(b).flat_map(|x| (0..b).map(|i| row(x, i) / (b as f64).sqrt()).collect::<Vec<_>>()).collect()
 }

@@ -1,6 +1,8 @@
 //! What the program means: the reference machine, given folded weights, computes what the textbook formulas do with
 //! the original ones. Both sides share only the configuration and the signs of the rotation.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod fold;
 mod forward;
 
