@@ -12,6 +12,7 @@ mod attention;
 mod kernels;
 mod kv;
 mod layout;
+pub mod limits;
 mod load;
 mod machine;
 mod math;

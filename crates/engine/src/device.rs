@@ -29,7 +29,7 @@ type Make = fn(&dyn Weights, &MachineOptions, &mut dyn FnMut(f32)) -> Result<Box
 
 /// Every kind of machine; `auto` takes the first. A new one is a line here.
 const DEVICES: &[Device] = &[
-    Device { name: "cpu", kv: KvKind::F16, detail: cpu_detail, make: make_cpu, limits: |_| Ok(None) },
+    Device { name: "cpu", kv: KvKind::F16, detail: cpu_detail, make: make_cpu, limits: cpu_limits },
     Device {
         name: "reference",
         kv: KvKind::F32,
@@ -111,6 +111,12 @@ fn make_cpu(
     progress: &mut dyn FnMut(f32),
 ) -> Result<Box<dyn Machine>, EngineError> {
     Ok(Box::new(CpuMachine::new(weights, options, Isa::from_env()?, progress)?))
+}
+
+fn cpu_limits(threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let read_gb_s = upg_cpu::limits::read_bandwidth(Isa::from_env()?, threads)?;
+    Ok(Some(Limits { read_gb_s, kernel_gw_s: None, multiply_gmac_s: None }))
 }
 
 fn make_reference(
