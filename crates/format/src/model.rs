@@ -62,6 +62,13 @@ pub enum RopeScaling {
     },
 }
 
+impl RopeScaling {
+    /// Whether the positions of a sequence of `length` tokens turn by LongRoPE's long factors.
+    pub fn is_long(&self, length: usize) -> bool {
+        matches!(self, RopeScaling::LongRope { original_context, .. } if length > *original_context)
+    }
+}
+
 /// The rotation that was folded into the weights (see `upg_pdvm::rotation` for its exact definition).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -219,6 +219,18 @@ pub trait Machine: Send {
     /// The books of its KV cache: to open, close and truncate sequences.
     fn kv_mut(&mut self) -> &mut KvPages;
 
+    /// Whether the keys that `seq` has in the cache were turned by other LongRoPE factors than those of a sequence of
+    /// `length` tokens (see [`crate::rope`]). Then truncate it to nothing and run its tokens again, told first by
+    /// [`KvPages::expect`] what length is coming.
+    ///
+    /// # Errors
+    /// [`KvError::Closed`].
+    fn rope_switches(&self, seq: SeqId, length: usize) -> Result<bool, MachineError> {
+        let scaling = &self.program().config.rope.scaling;
+        let (kept, reach) = (self.kv().len(seq)?, self.kv().reach(seq)?);
+        Ok(kept > 0 && scaling.is_long(reach) != scaling.is_long(length))
+    }
+
     /// Runs the program over a batch: appends its tokens to the sequences and writes the logits asked for, a row of
     /// `vocab` numbers each, in the order of the tokens. `logits` has just that length.
     ///

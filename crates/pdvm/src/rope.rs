@@ -7,6 +7,16 @@
 //! - `f[i] = theta^(-2i / dim)`, in f64, scaled as [`RopeScaling`] says, rounded to f32;
 //! - the angle is the f32 product of the position and `f[i]`;
 //! - cosine and sine are taken in f64, times LongRoPE's attention factor, rounded to f32.
+//!
+//! # LongRoPE
+//! The factors of *all* positions of a sequence follow from the sequence's length: the short ones up to the original
+//! context, the long ones past it. Keys are cached turned, so those of a sequence that crosses the line, either way,
+//! are of no use: attention between keys of one kind and queries of the other is noise. Nobody who keeps them is told
+//! so. Hence one rule, which is also that of transformers' `generate`: **a sequence that crosses is computed anew from
+//! its first token**, once. [`Machine::rope_switches`](crate::Machine::rope_switches) says when; the engine's sessions do
+//! it. A prompt run in chunks has the factors of the whole from its first chunk on: see
+//! [`KvPages::expect`](crate::KvPages::expect). A machine itself never looks back; it turns each batch by the length that
+//! [`BatchRow::rope_length`](crate::BatchRow::rope_length) gives.
 
 use std::f64::consts::TAU;
 

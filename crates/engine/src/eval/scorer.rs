@@ -54,6 +54,7 @@ impl Scorer for MachineScorer<'_> {
         let max_batch = self.machine.options().max_batch;
         let vocab = self.vocab();
         let mut out = out;
+        self.machine.kv_mut().expect(self.seq, chunk.len()).map_err(MachineError::from)?;
         while self.done < range.end {
             let scored = self.done >= range.start;
             let end = (self.done + max_batch).min(if scored { range.end } else { range.start });

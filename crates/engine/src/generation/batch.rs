@@ -125,7 +125,7 @@ impl Batch {
         self.logits.resize(self.vocab.max(self.logits.len()), 0.0);
         let logits = &mut self.logits[..self.vocab];
         let started = Track::new(work.model, prompt, &options, self.vocab).and_then(|mut track| {
-            if !session.prefill(machine, prompt, logits, work.cancel, &mut |_, _| ())? {
+            if !session.prefill(machine, prompt, Some(logits), work.cancel, &mut |_, _| ())? {
                 track.end(work.model, FinishReason::Cancelled)?;
             }
             Ok(track)
@@ -155,7 +155,11 @@ impl Batch {
         on_piece: &mut dyn FnMut(usize, &Piece),
     ) -> Result<(), EngineError> {
         let begin = Instant::now();
-        if work.cancel.load(Ordering::Relaxed) {
+        let mut ready = !work.cancel.load(Ordering::Relaxed);
+        for slot in &mut self.slots {
+            ready = ready && slot.session.make_ready(machine, work.cancel)?;
+        }
+        if !ready {
             for slot in &mut self.slots {
                 slot.track.end(work.model, FinishReason::Cancelled)?;
             }

@@ -60,7 +60,7 @@ impl<'a> Generation<'a> {
         let mut track = Track::new(model, prompt, options, vocab)?;
         let mut logits = vec![0.0; vocab];
         let cached_tokens = session.rewind(machine, prompt)?;
-        if !session.prefill(machine, prompt, &mut logits, cancel, progress)? {
+        if !session.prefill(machine, prompt, Some(&mut logits), cancel, progress)? {
             track.end(model, FinishReason::Cancelled)?;
         }
         let stats = Stats {
@@ -117,6 +117,9 @@ impl<'a> Generation<'a> {
         }
         let begin = Instant::now();
         if let Some(token) = self.pending.take() {
+            if !self.session.make_ready(self.machine, self.cancel)? {
+                return self.track.end(self.model, FinishReason::Cancelled);
+            }
             let tokens = [token];
             let segment = Segment { seq: self.session.seq(), tokens: &tokens, logits: Logits::Last };
             self.machine.run(&[segment], &mut self.logits)?;

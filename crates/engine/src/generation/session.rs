@@ -42,27 +42,46 @@ impl Session {
         self.tokens.push(token);
     }
 
-    /// Forgets what the prompt does not start with, and its last token, whose logits are needed. Returns the number of
-    /// tokens kept.
+    /// Forgets what the prompt does not start with, and its last token, whose logits are needed; all of it if the prompt's
+    /// length asks for other RoPE frequencies. Returns the number of tokens kept.
     pub(super) fn rewind(&mut self, machine: &mut dyn Machine, prompt: &[u32]) -> Result<usize, EngineError> {
         check_prompt(machine, prompt)?;
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        let same = if machine.rope_switches(self.seq, prompt.len())? { 0 } else { same };
         machine.kv_mut().truncate(self.seq, same).map_err(MachineError::from)?;
         self.tokens.truncate(same);
         Ok(same)
     }
 
-    /// Runs the rest of the prompt in runs of the machine's batch size; `logits` gets the last token's. `false`: it was
-    /// cancelled between two runs.
+    /// Makes sure that the keys in the cache serve one token more: computes all of them anew where that token takes the
+    /// sequence past LongRoPE's original context (see `upg_pdvm::rope`). `false`: it was cancelled on the way.
+    pub(super) fn make_ready(
+        &mut self,
+        machine: &mut dyn Machine,
+        cancel: &AtomicBool,
+    ) -> Result<bool, EngineError> {
+        let length = self.tokens.len() + 1;
+        if !machine.rope_switches(self.seq, length)? {
+            return Ok(true);
+        }
+        let tokens = std::mem::take(&mut self.tokens);
+        let kv = machine.kv_mut();
+        kv.truncate(self.seq, 0).and_then(|()| kv.expect(self.seq, length)).map_err(MachineError::from)?;
+        self.prefill(machine, &tokens, None, cancel, &mut |_, _| ())
+    }
+
+    /// Runs the rest of the prompt in runs of the machine's batch size; `logits`, if wanted, gets the last token's.
+    /// `false`: it was cancelled between two runs.
     pub(super) fn prefill(
         &mut self,
         machine: &mut dyn Machine,
         prompt: &[u32],
-        logits: &mut [f32],
+        mut logits: Option<&mut [f32]>,
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<bool, EngineError> {
         let max_batch = machine.options().max_batch;
+        machine.kv_mut().expect(self.seq, prompt.len()).map_err(MachineError::from)?;
         while self.tokens.len() < prompt.len() {
             if cancel.load(Ordering::Relaxed) {
                 return Ok(false);
@@ -70,10 +89,9 @@ impl Session {
             let start = self.tokens.len();
             let end = prompt.len().min(start + max_batch);
             let tokens = &prompt[start..end];
-            if end == prompt.len() {
-                machine.run(&[Segment { seq: self.seq, tokens, logits: Logits::Last }], logits)?;
-            } else {
-                machine.run(&[Segment { seq: self.seq, tokens, logits: Logits::None }], &mut [])?;
+            match logits.as_deref_mut().filter(|_| end == prompt.len()) {
+                Some(row) => machine.run(&[Segment { seq: self.seq, tokens, logits: Logits::Last }], row)?,
+                None => machine.run(&[Segment { seq: self.seq, tokens, logits: Logits::None }], &mut [])?,
             }
             self.tokens.extend_from_slice(tokens);
             progress(end, prompt.len());
