@@ -1,0 +1,7 @@
+//! What other programs compute, held against ours: logits and chat templates against transformers', tokens against
+//! tiktoken's.
+//!
+//! The golden files in `golden/` were written by the scripts beside them; tests need neither Python nor a network.
+
+pub mod golden;
+pub mod logits;

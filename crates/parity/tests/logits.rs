@@ -1,0 +1,15 @@
+//! The reference machine, the engine's sessions and the CPU machine give transformers' logits.
+
+use upg_parity::{golden, logits};
+
+#[test]
+fn logits_are_those_of_transformers() -> anyhow::Result<()> {
+    let models = golden::folders("models")?;
+    assert_eq!(models.len(), 9);
+    for model in models {
+        let outcome = logits::compare(&model)?;
+        println!("{outcome}");
+        assert!(outcome.passed(), "{outcome}");
+    }
+    Ok(())
+}
