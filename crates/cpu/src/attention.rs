@@ -244,9 +244,13 @@ mod tests {
 
     #[test]
     fn agrees_with_the_definition_and_across_isas() {
-        for (heads, dim, position, window) in
-            [(1, 8, 0, None), (3, 64, 127, None), (4, 20, 300, None), (7, 16, 140, Some(100)), (2, 32, 500, Some(5))]
-        {
+        for (heads, dim, position, window) in [
+            (1, 8, 0, None),
+            (3, 64, 127, None),
+            (4, 20, 300, None),
+            (7, 16, 140, Some(100)),
+            (2, 32, 500, Some(5)),
+        ] {
             let scalar = attend(Isa::Scalar, heads, dim, position, window);
             for (found, expected) in scalar.iter().zip(plain(heads, dim, position, window)) {
                 assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} is not {expected}");

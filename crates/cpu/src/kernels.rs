@@ -4,28 +4,35 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod planar;
+#[cfg(target_arch = "x86_64")]
+mod planar_products;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use std::ops::Range;
 
-use upg_codec::{Bits, Isa};
+use upg_codec::Isa;
 
-use crate::{
-    layout::{Layout, TILE_ROWS},
-    matrix::T8,
-    quantize::{CHUNK, Quantized},
-};
+use crate::{layout::Layout, matrix::T8, quantize::Quantized};
 
 /// A thread's memory for decoded weights.
 pub(crate) struct KernelScratch {
     /// A row's values (scalar code).
     values: Vec<i8>,
+    /// For products with several tokens.
+    #[cfg(target_arch = "x86_64")]
+    planar: planar_products::Buffers,
 }
 
 impl KernelScratch {
-    /// Room for matrices of up to `cols` columns.
-    pub(crate) fn new(cols: usize) -> Self {
-        Self { values: Vec::with_capacity(cols) }
+    /// Room for matrices of up to `cols` columns and batches of up to `tokens` tokens.
+    pub(crate) fn new(cols: usize, tokens: usize) -> Self {
+        Self {
+            values: Vec::with_capacity(cols),
+            #[cfg(target_arch = "x86_64")]
+            planar: planar_products::Buffers::new(tokens),
+        }
     }
 }
 
@@ -41,49 +48,31 @@ pub(crate) fn multiply(
     debug_assert!(rows.start.is_multiple_of(matrix.layout.tile_rows()) && rows.end <= matrix.rows);
     match (isa, matrix.layout) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2 | Isa::AvxVnni, Layout::LanePlanar) => planar_gemv(isa, matrix, rows, tokens, y),
+        (Isa::Avx2 | Isa::AvxVnni, Layout::LanePlanar) => match tokens {
+            [token] => planar_products::single(isa, matrix, rows, token, y),
+            tokens => planar_products::several(isa, matrix, rows, tokens, y, &mut scratch.planar),
+        },
         _ => scalar::multiply(matrix, rows, tokens, y, scratch),
     }
 }
 
 /// Calls a function that is generic over the bits a weight.
+#[cfg(target_arch = "x86_64")]
 macro_rules! for_bits {
-    ($bits:expr, $function:ident($($arg:expr),*)) => {
+    ($bits:expr, $($function:ident)::+ ($($arg:expr),* $(,)?)) => {
         match $bits {
-            Bits::B2 => $function::<2>($($arg),*),
-            Bits::B3 => $function::<3>($($arg),*),
-            Bits::B4 => $function::<4>($($arg),*),
-            Bits::B5 => $function::<5>($($arg),*),
-            Bits::B6 => $function::<6>($($arg),*),
-            Bits::B8 => $function::<8>($($arg),*),
+            upg_codec::Bits::B2 => $($function)::+::<2>($($arg),*),
+            upg_codec::Bits::B3 => $($function)::+::<3>($($arg),*),
+            upg_codec::Bits::B4 => $($function)::+::<4>($($arg),*),
+            upg_codec::Bits::B5 => $($function)::+::<5>($($arg),*),
+            upg_codec::Bits::B6 => $($function)::+::<6>($($arg),*),
+            upg_codec::Bits::B8 => $($function)::+::<8>($($arg),*),
         }
     };
 }
 
-/// Eight rows at a time, decoded anew for every token: best for a single one.
 #[cfg(target_arch = "x86_64")]
-fn planar_gemv(isa: Isa, matrix: &T8, rows: Range<usize>, tokens: &[Quantized], y: &mut [f32]) {
-    use avx2::gemv;
-
-    let _ = isa;
-    let (chunks, width) = (matrix.cols.div_ceil(CHUNK), rows.len());
-    let tables = planar::Tables::new(matrix.bits, 0);
-    let tile_row = chunks * CHUNK / 8 * matrix.bits.get() * TILE_ROWS;
-    for (t, token) in tokens.iter().enumerate() {
-        assert!(token.ordered.len() >= chunks * CHUNK, "activations of another width");
-        for row in rows.clone().step_by(TILE_ROWS) {
-            let tiles = &matrix.codes[row / TILE_ROWS * tile_row..][..tile_row];
-            // SAFETY: the slice holds the row's tiles, the assertion has counted the activations, and an `Isa` is
-            // chosen only where the processor has it.
-            let totals = unsafe { for_bits!(matrix.bits, gemv(tiles.as_ptr(), chunks, token, &tables)) };
-            let end = rows.end.min(row + TILE_ROWS);
-            let y = &mut y[t * width + row - rows.start..][..end - row];
-            for ((y, total), scale) in y.iter_mut().zip(totals).zip(&matrix.scales[row..end]) {
-                *y = output(total, token.unit, *scale);
-            }
-        }
-    }
-}
+use for_bits;
 
 /// How far ahead codes are prefetched, in bytes: the hardware does not cross pages of 4 KiB by itself.
 #[cfg(target_arch = "x86_64")]

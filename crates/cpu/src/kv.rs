@@ -83,7 +83,9 @@ impl KvStore {
     ) -> Result<Self, MachineError> {
         let shape = Shape { layers, heads, dim, kind };
         let bytes = pages.checked_mul(layers * heads * shape.place_bytes()).ok_or_else(|| {
-            MachineError::Unsupported("the KV cache would be larger than memory can be: lower the context".into())
+            MachineError::Unsupported(
+                "the KV cache would be larger than memory can be: lower the context".into(),
+            )
         })?;
         Ok(Self { region: arena.take(bytes)?.freeze(), shape })
     }
@@ -112,7 +114,9 @@ impl KvStore {
         let first = self.first::<T>(place);
         // SAFETY: `first` is the place's first element and `lengths` its elements; any bits make a `T`; the caller
         // keeps writers away.
-        unsafe { (std::slice::from_raw_parts(first, keys), std::slice::from_raw_parts(first.add(keys), values)) }
+        unsafe {
+            (std::slice::from_raw_parts(first, keys), std::slice::from_raw_parts(first.add(keys), values))
+        }
     }
 
     /// Writes the key and value of token `slot` of a page.

@@ -1,6 +1,6 @@
 use upg_codec::{Bits, GROUP, Isa};
 
-use crate::quantize::{BLOCK, CHUNK, Quantized};
+use crate::quantize::CHUNK;
 
 /// Rows of a lane-planar tile: 32-bit lanes of an AVX2 vector.
 pub(crate) const TILE_ROWS: usize = 8;
@@ -77,7 +77,14 @@ impl Layout {
     }
 
     /// Copies a group out of a packed matrix of `cols` columns.
-    pub(crate) fn group(self, bits: Bits, cols: usize, codes: &[u8], (row, group): (usize, usize), to: &mut [u8]) {
+    pub(crate) fn group(
+        self,
+        bits: Bits,
+        cols: usize,
+        codes: &[u8],
+        (row, group): (usize, usize),
+        to: &mut [u8],
+    ) {
         let bytes = bits.group_bytes();
         if self != Layout::LanePlanar {
             to.copy_from_slice(&codes[row * row_bytes(bits, cols) + group * bytes..][..bytes]);
@@ -89,38 +96,16 @@ impl Layout {
             *to = codes[(tile * bytes + b) * TILE_GROUPS + lane];
         }
     }
-
-    /// Puts quantised values into the order in which the layout's kernels read them.
-    pub(crate) fn arrange(self, _isa: Isa, q: &mut Quantized) {
-        let column: fn(usize) -> usize = match self {
-            Layout::RowOrder => return,
-            Layout::Spread => spread_column,
-            Layout::LanePlanar => planar_column,
-        };
-        q.ordered.resize(q.values.len(), 0);
-        for (values, ordered) in q.values.chunks_exact(CHUNK).zip(q.ordered.chunks_exact_mut(CHUNK)) {
-            for (i, ordered) in ordered.iter_mut().enumerate() {
-                *ordered = values[column(i)];
-            }
-        }
-        if self == Layout::LanePlanar {
-            q.magnitudes.clear();
-            q.magnitudes.extend(q.ordered.iter().map(|v| v.unsigned_abs()));
-            q.folded.clear();
-            let blocks = q.ordered.chunks_exact(BLOCK).zip(&q.multipliers);
-            q.folded.extend(blocks.flat_map(|(v, &m)| v.iter().map(move |&v| i16::from(v) * m as i16)));
-        }
-    }
 }
 
 /// The column of a chunk whose activation a lane-planar kernel reads at place `i`: step by step, four groups a step.
-fn planar_column(i: usize) -> usize {
+pub(crate) fn planar_column(i: usize) -> usize {
     i % CHUNK_GROUPS * GROUP + i / CHUNK_GROUPS
 }
 
 /// The column of a chunk whose activation the AVX-512 kernel multiplies in place `i`: byte `j` of quadword `q` of
 /// vector `v` is weight `16·(q mod 2) + 8·v + j` of group `q / 2`.
-fn spread_column(i: usize) -> usize {
+pub(crate) fn spread_column(i: usize) -> usize {
     let (v, q, j) = (i / 64, i % 64 / 8, i % 8);
     q / 2 * GROUP + q % 2 * 16 + v * 8 + j
 }
@@ -138,7 +123,8 @@ mod tests {
     fn packing_loses_no_group() {
         for layout in [Layout::RowOrder, Layout::Spread, Layout::LanePlanar] {
             for (bits, rows, cols) in [(Bits::B3, 19, 160), (Bits::B2, 8, 128), (Bits::B8, 3, 32)] {
-                let given: Vec<u8> = (0..rows * row_bytes(bits, cols)).map(|i| (i * 37 + i / 251) as u8).collect();
+                let given: Vec<u8> =
+                    (0..rows * row_bytes(bits, cols)).map(|i| (i * 37 + i / 251) as u8).collect();
                 let mut codes = vec![0; layout.bytes(bits, rows, cols)];
                 layout.pack(bits, cols, &given, &mut codes);
                 let mut group = vec![0; bits.group_bytes()];

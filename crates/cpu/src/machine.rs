@@ -1,8 +1,8 @@
 use upg_codec::Isa;
 use upg_format::ModelConfig;
 use upg_pdvm::{
-    Batch, BatchRow, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Op, Program, Weights, lower,
-    rope::RopeTable, rotation::Rotation,
+    Batch, BatchRow, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Op, Program, Weights,
+    lower, rope::RopeTable, rotation::Rotation,
 };
 
 use crate::{
@@ -77,7 +77,9 @@ impl CpuMachine {
             pool,
             rows: Vec::with_capacity(options.max_batch),
             scratch: Scratch::new(config, options, isa),
-            threads: (0..threads).map(|_| ThreadScratch::new(config, options.max_batch * 2 * MAX_STEP)).collect(),
+            threads: (0..threads)
+                .map(|_| ThreadScratch::new(config, options.max_batch, options.max_batch * 2 * MAX_STEP))
+                .collect(),
             options: options.clone(),
             model,
         })

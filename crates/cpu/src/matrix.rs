@@ -138,7 +138,6 @@ impl T8 {
             }
         }
     }
-
 }
 
 impl Dense {

@@ -40,8 +40,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let [q, k, v] = &model.layers[layer].qkv;
-        let input =
-            Input { x: &scratch.normed[..n * config.hidden], quantized: &scratch.quantized[..n] };
+        let input = Input { x: &scratch.normed[..n * config.hidden], quantized: &scratch.quantized[..n] };
         let out = &mut scratch.qkv[..n * (config.q_width() + 2 * config.kv_width())];
         linear(*isa, pool, threads, &[q, k, v], input, out, Output::Set);
         self.rope_and_append(layer);
@@ -64,8 +63,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n, isa) = (&program.config, rows.len(), *isa);
         let (gate, up) = (&model.layers[layer].gate, &model.layers[layer].up);
-        let input =
-            Input { x: &scratch.normed[..n * config.hidden], quantized: &scratch.quantized[..n] };
+        let input = Input { x: &scratch.normed[..n * config.hidden], quantized: &scratch.quantized[..n] };
         let grid = Grid {
             stride: config.mlp,
             row_step: n,

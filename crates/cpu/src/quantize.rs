@@ -1,6 +1,9 @@
 use upg_codec::Isa;
 
-use crate::{layout::Layout, per_isa::per_isa};
+use crate::{
+    layout::{Layout, planar_column, spread_column},
+    per_isa::per_isa,
+};
 
 /// Columns that share a multiplier.
 pub(crate) const BLOCK: usize = 256;
@@ -26,7 +29,7 @@ pub(crate) struct Quantized {
     pub ordered: Vec<i8>,
     /// `|ordered|`, where the kernel wants it.
     pub magnitudes: Vec<u8>,
-    /// `ordered` times the multipliers, where a kernel multiplies many tokens in 16 bits.
+    /// `values` times the multipliers, where a kernel multiplies many tokens in 16 bits, in its order.
     pub folded: Vec<i16>,
     /// `Σ multiplier · value`: what an offset of one on every weight adds.
     pub sum: i64,
@@ -60,7 +63,20 @@ impl Quantized {
             let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
             self.sum += i64::from(multiplier * sum);
         }
-        self.layout.arrange(isa, self);
+        match self.layout {
+            Layout::RowOrder => {}
+            Layout::Spread => {
+                self.ordered.resize(cols, 0);
+                arrange_spread(isa, &self.values, &mut self.ordered);
+            }
+            Layout::LanePlanar => {
+                self.ordered.resize(cols, 0);
+                self.magnitudes.resize(cols, 0);
+                self.folded.resize(cols, 0);
+                arrange_planar(isa, &self.values, &mut self.ordered, &mut self.magnitudes);
+                fold(isa, &self.values, &self.multipliers, &mut self.folded);
+            }
+        }
     }
 }
 
@@ -83,6 +99,48 @@ per_isa! {
             padding.fill(0);
         }
         unit
+    }
+}
+
+per_isa! {
+    /// Puts values into the order of the lane-planar kernels, and their magnitudes too.
+    fn arrange_planar(values: &[i8], ordered: &mut [i8], magnitudes: &mut [u8]) {
+        let (values, _) = values.as_chunks::<CHUNK>();
+        let (ordered, _) = ordered.as_chunks_mut::<CHUNK>();
+        let (magnitudes, _) = magnitudes.as_chunks_mut::<CHUNK>();
+        for ((values, ordered), magnitudes) in values.iter().zip(ordered).zip(magnitudes) {
+            for i in 0..CHUNK {
+                ordered[i] = values[planar_column(i)];
+            }
+            for (magnitude, value) in magnitudes.iter_mut().zip(ordered) {
+                *magnitude = value.unsigned_abs();
+            }
+        }
+    }
+
+    /// Puts values into the order of the AVX-512 kernels.
+    fn arrange_spread(values: &[i8], ordered: &mut [i8]) {
+        let (values, _) = values.as_chunks::<CHUNK>();
+        let (ordered, _) = ordered.as_chunks_mut::<CHUNK>();
+        for (values, ordered) in values.iter().zip(ordered) {
+            for i in 0..CHUNK {
+                ordered[i] = values[spread_column(i)];
+            }
+        }
+    }
+
+    /// Multiplies values by their block's multiplier. The order is that of the lane-planar kernels, but each step's
+    /// even groups come before its odd ones, which are multiplied one after the other.
+    fn fold(values: &[i8], multipliers: &[i32], folded: &mut [i16]) {
+        let (values, _) = values.as_chunks::<CHUNK>();
+        let (folded, _) = folded.as_chunks_mut::<CHUNK>();
+        for (chunk, (values, folded)) in values.iter().zip(folded).enumerate() {
+            let multiplier = multipliers[chunk * CHUNK / BLOCK] as i16;
+            for i in 0..CHUNK {
+                let group = [0, 2, 1, 3][i % 4];
+                folded[i] = i16::from(values[planar_column(i / 4 * 4 + group)]) * multiplier;
+            }
+        }
     }
 }
 

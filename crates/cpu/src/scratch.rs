@@ -2,9 +2,7 @@ use upg_codec::Isa;
 use upg_format::ModelConfig;
 use upg_pdvm::{MachineOptions, PAGE_TOKENS};
 
-use crate::{
-    attention::partial_len, kernels::KernelScratch, kv::WIDE, layout::Layout, quantize::Quantized,
-};
+use crate::{attention::partial_len, kernels::KernelScratch, kv::WIDE, layout::Layout, quantize::Quantized};
 
 /// Batches of at most so many tokens share one token's attention among threads, page by page: larger ones have tokens
 /// enough for all threads.
@@ -61,12 +59,12 @@ pub(crate) struct ThreadScratch {
 
 impl ThreadScratch {
     /// Room for tiles of up to `tile` numbers.
-    pub(crate) fn new(config: &ModelConfig, tile: usize) -> Self {
+    pub(crate) fn new(config: &ModelConfig, max_batch: usize, tile: usize) -> Self {
         let widest = config.hidden.max(config.q_width()).max(config.mlp);
         let group = config.heads / config.kv_heads;
         let partial = vec![0.0; group * partial_len(config.head_dim.next_multiple_of(WIDE))];
         Self {
-            kernel: KernelScratch::new(widest),
+            kernel: KernelScratch::new(widest, max_batch),
             tile: vec![0.0; tile],
             partials: [partial.clone(), partial],
         }

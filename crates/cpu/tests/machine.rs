@@ -29,8 +29,13 @@ fn conforms_on_every_isa() {
 /// The logits' bits of a prompt in one batch, then of two tokens one by one, for two sequences of which the second
 /// joins later.
 fn bits(weights: &dyn Weights, isa: Isa, threads: usize, chunk: usize) -> Vec<u32> {
-    let options =
-        MachineOptions { context: 300, sequences: 2, max_batch: 160, threads: Some(threads), ..Default::default() };
+    let options = MachineOptions {
+        context: 300,
+        sequences: 2,
+        max_batch: 160,
+        threads: Some(threads),
+        ..Default::default()
+    };
     let mut machine = machine(weights, &options, isa).unwrap();
     let vocab = machine.program().config.vocab;
     let prompt: Vec<u32> = (0..150).map(|i| (i * 7 % vocab) as u32).collect();

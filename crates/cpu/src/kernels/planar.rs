@@ -8,10 +8,19 @@ use std::arch::x86_64::*;
 
 use upg_codec::{Bits, Table};
 
-use crate::layout::TILE_ROWS;
+use crate::{
+    layout::TILE_ROWS,
+    quantize::{BLOCK, CHUNK},
+};
 
 /// Bytes of a vector.
 pub(super) const VECTOR: usize = 32;
+
+/// Chunks that share a multiplier.
+pub(super) const BLOCK_CHUNKS: usize = BLOCK / CHUNK;
+
+/// What weights are offset by where an instruction wants them unsigned.
+pub(super) const OFFSET: u8 = 128;
 
 /// The sums of a tile's rows.
 pub(super) type RowSums = [i64; TILE_ROWS];
@@ -105,10 +114,38 @@ macro_rules! weights {
 /// Calls a macro for each of the 32 weights of a group, with a literal, so that every shift is a constant.
 macro_rules! each_weight {
     ($do:ident) => {
-        $do!(0); $do!(1); $do!(2); $do!(3); $do!(4); $do!(5); $do!(6); $do!(7);
-        $do!(8); $do!(9); $do!(10); $do!(11); $do!(12); $do!(13); $do!(14); $do!(15);
-        $do!(16); $do!(17); $do!(18); $do!(19); $do!(20); $do!(21); $do!(22); $do!(23);
-        $do!(24); $do!(25); $do!(26); $do!(27); $do!(28); $do!(29); $do!(30); $do!(31);
+        $do!(0);
+        $do!(1);
+        $do!(2);
+        $do!(3);
+        $do!(4);
+        $do!(5);
+        $do!(6);
+        $do!(7);
+        $do!(8);
+        $do!(9);
+        $do!(10);
+        $do!(11);
+        $do!(12);
+        $do!(13);
+        $do!(14);
+        $do!(15);
+        $do!(16);
+        $do!(17);
+        $do!(18);
+        $do!(19);
+        $do!(20);
+        $do!(21);
+        $do!(22);
+        $do!(23);
+        $do!(24);
+        $do!(25);
+        $do!(26);
+        $do!(27);
+        $do!(28);
+        $do!(29);
+        $do!(30);
+        $do!(31);
     };
 }
 
@@ -137,4 +174,33 @@ pub(super) fn rows(totals: [__m256i; 2]) -> RowSums {
         }
     }
     rows
+}
+
+/// The totals of one token and the rows of two tiles, in the order in which [`add_block`] leaves them.
+#[derive(Clone, Copy)]
+pub(super) struct PairTotals([[__m256i; 2]; 2]);
+
+impl PairTotals {
+    /// Nothing yet.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn zero() -> Self {
+        Self([[_mm256_setzero_si256(); 2]; 2])
+    }
+
+    /// Adds a block's sums.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn add(&mut self, sums: [__m256i; 2], multiplier: i32) {
+        for (totals, sums) in self.0.iter_mut().zip(sums) {
+            add_block(totals, sums, multiplier);
+        }
+    }
+
+    /// The totals in the order of rows.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn rows(&self) -> [RowSums; 2] {
+        [rows(self.0[0]), rows(self.0[1])]
+    }
 }

@@ -2,6 +2,7 @@
 
 use half::f16;
 use proptest::prelude::*;
+use upg_codec::Bits;
 use upg_pdvm::{Tensor, rotation::SplitMix64};
 
 use super::*;
@@ -17,14 +18,26 @@ fn matrix(layout: Layout, bits: Bits, rows: usize, cols: usize, seed: u64) -> Ma
 }
 
 /// The bits of the product of a random matrix with `tokens` random vectors, rows from `skip` tiles on.
-fn product(isa: Isa, bits: Bits, [rows, cols, tokens, skip]: [usize; 4], extreme: bool, seed: u64) -> Vec<u32> {
+fn product(
+    isa: Isa,
+    bits: Bits,
+    [rows, cols, tokens, skip]: [usize; 4],
+    extreme: bool,
+    seed: u64,
+) -> Vec<u32> {
     let layout = Layout::of(isa);
     let Matrix::T8(matrix) = matrix(layout, bits, rows, cols, seed) else { unreachable!() };
     let mut random = SplitMix64(!seed);
     let quantized: Vec<Quantized> = (0..tokens)
         .map(|_| {
             let x: Vec<f32> = (0..cols)
-                .map(|_| if extreme { 1.0 } else { (random.next() as i32) as f32 / (1 << (random.next() % 8)) as f32 })
+                .map(|_| {
+                    if extreme {
+                        1.0
+                    } else {
+                        (random.next() as i32) as f32 / (1 << (random.next() % 8)) as f32
+                    }
+                })
                 .collect();
             let mut q = Quantized::new(layout, cols);
             q.set(isa, &x);
@@ -32,7 +45,7 @@ fn product(isa: Isa, bits: Bits, [rows, cols, tokens, skip]: [usize; 4], extreme
         })
         .collect();
     let mut y = vec![0.0; tokens * (rows - skip)];
-    multiply(isa, &matrix, skip..rows, &quantized, &mut y, &mut KernelScratch::new(cols));
+    multiply(isa, &matrix, skip..rows, &quantized, &mut y, &mut KernelScratch::new(cols, tokens));
     y.into_iter().map(f32::to_bits).collect()
 }
 

@@ -69,7 +69,8 @@ impl CpuMachine {
         let (config, isa, rows) = (&program.config, *isa, &rows[..]);
         let len = partial_len(kv.padded_dim());
         let (group, stride) = (config.heads / config.kv_heads, config.heads * len);
-        let splits = rows.iter().map(|row| pages(row.position, config.sliding_window).len()).max().unwrap_or(0);
+        let splits =
+            rows.iter().map(|row| pages(row.position, config.sliding_window).len()).max().unwrap_or(0);
         let grid = Grid { stride, row_step: 1, parts: &[stride], col_step: group * len };
         let (qkv, qkv_width) = (&scratch.qkv, config.q_width() + 2 * config.kv_width());
         let partials = &mut scratch.partials[..rows.len() * splits * stride];

@@ -1,0 +1,90 @@
+//! The lane-planar kernels with AVX-VNNI, whose `vpdpbusd` wants unsigned weights: they are offset by
+//! [`OFFSET`], and what that adds is taken off again at the end.
+
+use std::arch::x86_64::*;
+
+use super::planar::*;
+use crate::quantize::{CHUNK, Quantized};
+
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations; weights are
+/// offset. A block's sums stay below 2^23.
+///
+/// # Safety
+/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn gemv<const K: usize>(
+    mut tiles: *const u8,
+    chunks: usize,
+    token: &Quantized,
+    tables: &Tables,
+) -> RowSums {
+    let mut activations = token.ordered.as_ptr();
+    let mut totals = [_mm256_setzero_si256(); 2];
+    for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
+        let mut sums = _mm256_setzero_si256();
+        for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
+            // SAFETY: the caller's tiles and activations, a chunk at a time.
+            unsafe {
+                super::prefetch::<K>(tiles);
+                macro_rules! step {
+                    ($i:literal) => {
+                        let weights = weights!(tiles, K, $i, tables);
+                        sums = _mm256_dpbusd_avx_epi32(sums, weights, broadcast!(activations.add(4 * $i)));
+                    };
+                }
+                each_weight!(step);
+                tiles = tiles.add(VECTOR * 4 * K);
+                activations = activations.add(CHUNK);
+            }
+        }
+        add_block(&mut totals, sums, token.multipliers[block]);
+    }
+    rows(totals)
+}
+
+/// Decodes a tile for [`tokens`]: step `i` is weight `i` of the 32 groups, offset; steps are `stride` bytes apart.
+///
+/// # Safety
+/// `tile` points to a tile of `K` bits a weight, `to` to room for 32 steps.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to: *mut u8, stride: usize) {
+    // SAFETY: the caller's tile and room.
+    unsafe {
+        macro_rules! step {
+            ($i:literal) => {
+                _mm256_storeu_si256(to.add($i * stride).cast(), weights!(tile, K, $i, tables));
+            };
+        }
+        each_weight!(step);
+    }
+}
+
+/// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
+///
+/// # Safety
+/// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn tokens<const T: usize>(
+    decoded: *const u8,
+    steps: usize,
+    activations: [*const u8; T],
+    multipliers: [i32; T],
+    totals: &mut [PairTotals; T],
+) {
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    for step in 0..steps {
+        // SAFETY: the caller's decoded weights and activations, a step at a time.
+        unsafe {
+            let weights = [0, 1].map(|tile| load!(decoded.add((2 * step + tile) * VECTOR)));
+            for (sums, activations) in sums.iter_mut().zip(activations) {
+                let activations = broadcast!(activations.add(4 * step));
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = _mm256_dpbusd_avx_epi32(*sum, weights, activations);
+                }
+            }
+        }
+    }
+    for ((totals, sums), multiplier) in totals.iter_mut().zip(sums).zip(multipliers) {
+        totals.add(sums, multiplier);
+    }
+}
