@@ -3,10 +3,14 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod planar;
 #[cfg(target_arch = "x86_64")]
 mod planar_products;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod spread_products;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
@@ -23,6 +27,8 @@ pub(crate) struct KernelScratch {
     /// For products with several tokens.
     #[cfg(target_arch = "x86_64")]
     planar: planar_products::Buffers,
+    #[cfg(target_arch = "x86_64")]
+    spread: spread_products::Buffers,
 }
 
 impl KernelScratch {
@@ -32,6 +38,8 @@ impl KernelScratch {
             values: Vec::with_capacity(cols),
             #[cfg(target_arch = "x86_64")]
             planar: planar_products::Buffers::new(tokens),
+            #[cfg(target_arch = "x86_64")]
+            spread: spread_products::Buffers::new(tokens),
         }
     }
 }
@@ -51,6 +59,11 @@ pub(crate) fn multiply(
         (Isa::Avx2 | Isa::AvxVnni, Layout::LanePlanar) => match tokens {
             [token] => planar_products::single(isa, matrix, rows, token, y),
             tokens => planar_products::several(isa, matrix, rows, tokens, y, &mut scratch.planar),
+        },
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Layout::Spread) => match tokens {
+            [token] => spread_products::single(matrix, rows, token, y),
+            tokens => spread_products::several(matrix, rows, tokens, y, &mut scratch.spread),
         },
         _ => scalar::multiply(matrix, rows, tokens, y, scratch),
     }

@@ -1,0 +1,290 @@
+//! Kernels in AVX-512 VBMI and VNNI over groups in row order.
+//!
+//! Four groups of a row are spread over eight quadwords such that `vpmultishiftqb` can cut 64 states out of them at
+//! once, each state a byte; a 256-entry look-up in four registers gives the values, offset to be unsigned for
+//! `vpdpbusd`. At up to 3 bits a quadword holds 16 weights and serves for both halves of a chunk: 13 instructions for
+//! 128 weights.
+
+use std::arch::x86_64::*;
+
+use upg_codec::{Bits, GROUP};
+
+use crate::{
+    layout::spread_column,
+    quantize::{BLOCK, CHUNK, Quantized},
+};
+
+/// Bytes of a vector.
+pub(super) const VECTOR: usize = 64;
+
+/// Vectors of weights in a chunk.
+const VECTORS: usize = CHUNK / VECTOR;
+
+/// Chunks that share a multiplier.
+pub(super) const BLOCK_CHUNKS: usize = BLOCK / CHUNK;
+
+/// What weights are offset by.
+pub(super) const OFFSET: u8 = 128;
+
+/// Rows whose products with many tokens are lanes of a vector.
+pub(super) const ROWS: usize = 16;
+
+/// Steps of four columns in a block.
+pub(super) const STEPS: usize = BLOCK / 4;
+
+/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 127 · 16 weights · 64 to one.
+const BLOCKS_IN_32_BITS: usize = 64;
+
+/// The constants of one code.
+#[repr(align(64))]
+pub(super) struct Constants {
+    /// For each vector of a chunk: which byte of the chunk's codes goes where.
+    spread: [[u8; VECTOR]; VECTORS],
+    /// And the bit of its quadword at which a byte's state begins.
+    shift: [[u8; VECTOR]; VECTORS],
+    /// The value of every state, offset.
+    values: [u8; 256],
+}
+
+impl Constants {
+    pub(super) fn new(bits: Bits) -> Self {
+        let k = bits.get();
+        let mut constants = Self {
+            spread: [[0; VECTOR]; VECTORS],
+            shift: [[0; VECTOR]; VECTORS],
+            values: std::array::from_fn(|state| (bits.table().value(state as u8) as u8).wrapping_add(OFFSET)),
+        };
+        for vector in 0..VECTORS {
+            for byte in 0..VECTOR {
+                // The first weight of the quadword, and the first whose state it holds.
+                let column = spread_column(vector * VECTOR + byte / 8 * 8);
+                let first = if k <= 3 { column / 16 * 16 } else { column };
+                let (group, start) = (first / GROUP, first % GROUP * k / 8);
+                let ring = bits.group_bytes();
+                constants.spread[vector][byte] = (group * ring + (start + byte % 8) % ring) as u8;
+                constants.shift[vector][byte] = ((column - first + byte % 8) * k) as u8;
+            }
+        }
+        constants
+    }
+}
+
+/// [`Constants`] in registers.
+#[derive(Clone, Copy)]
+struct Registers {
+    spread: [__m512i; VECTORS],
+    shift: [__m512i; VECTORS],
+    values: [__m512i; 4],
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+fn registers(constants: &Constants) -> Registers {
+    let load = |bytes: &[u8]| {
+        debug_assert_eq!(bytes.len(), VECTOR);
+        // SAFETY: the slices below are a vector long.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    };
+    let [spread_0, spread_1] = &constants.spread;
+    let [shift_0, shift_1] = &constants.shift;
+    let values = &constants.values;
+    Registers {
+        spread: [load(spread_0), load(spread_1)],
+        shift: [load(shift_0), load(shift_1)],
+        values: [load(&values[..64]), load(&values[64..128]), load(&values[128..192]), load(&values[192..])],
+    }
+}
+
+/// The values of a chunk of `K` bits a weight, in the order of [`spread_column`].
+///
+/// # Safety
+/// A vector can be read at `codes`, two where `K` is above 4.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+unsafe fn chunk<const K: usize>(codes: *const u8, r: &Registers) -> [__m512i; VECTORS] {
+    // SAFETY: the caller's.
+    let first = unsafe { _mm512_loadu_si512(codes.cast()) };
+    let quadwords = if K <= 3 {
+        // The two vectors' quadwords are the same.
+        [_mm512_permutexvar_epi8(r.spread[0], first); VECTORS]
+    } else if K == 4 {
+        [_mm512_permutexvar_epi8(r.spread[0], first), _mm512_permutexvar_epi8(r.spread[1], first)]
+    } else {
+        // SAFETY: the caller's.
+        let second = unsafe { _mm512_loadu_si512(codes.add(VECTOR).cast()) };
+        [
+            _mm512_permutex2var_epi8(first, r.spread[0], second),
+            _mm512_permutex2var_epi8(first, r.spread[1], second),
+        ]
+    };
+    [
+        look_up(_mm512_multishift_epi64_epi8(r.shift[0], quadwords[0]), &r.values),
+        look_up(_mm512_multishift_epi64_epi8(r.shift[1], quadwords[1]), &r.values),
+    ]
+}
+
+/// `values[state]` of 64 states.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+fn look_up(states: __m512i, values: &[__m512i; 4]) -> __m512i {
+    let lower = _mm512_permutex2var_epi8(values[0], states, values[1]);
+    let upper = _mm512_permutex2var_epi8(values[2], states, values[3]);
+    _mm512_mask_blend_epi8(_mm512_movepi8_mask(states), lower, upper)
+}
+
+/// The sum of the products of a row with a token's activations; weights are offset.
+///
+/// # Safety
+/// `codes` points to `chunks` chunks of `K` bits a weight with [`CHUNK`] more bytes to read, and `token` has as many
+/// chunks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn gemv<const K: usize>(
+    mut codes: *const u8,
+    chunks: usize,
+    token: &Quantized,
+    constants: &Constants,
+) -> i64 {
+    let r = registers(constants);
+    let mut activations = token.ordered.as_ptr();
+    let mut total = 0;
+    let blocks = chunks.div_ceil(BLOCK_CHUNKS);
+    for first in (0..blocks).step_by(BLOCKS_IN_32_BITS) {
+        let mut sums = _mm512_setzero_si512();
+        for block in first..blocks.min(first + BLOCKS_IN_32_BITS) {
+            let mut halves = [_mm512_setzero_si512(); VECTORS];
+            for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
+                // SAFETY: the caller's codes and activations, a chunk at a time; a prefetch may have any address.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(super::PREFETCH).cast());
+                    let weights = chunk::<K>(codes, &r);
+                    for (vector, half) in halves.iter_mut().enumerate() {
+                        let a = _mm512_loadu_si512(activations.add(vector * VECTOR).cast());
+                        *half = _mm512_dpbusd_epi32(*half, weights[vector], a);
+                    }
+                    (codes, activations) = (codes.add(CHUNK / 8 * K), activations.add(CHUNK));
+                }
+            }
+            let block_sums = _mm512_add_epi32(halves[0], halves[1]);
+            let multiplier = _mm512_set1_epi32(token.multipliers[block]);
+            sums = _mm512_add_epi32(sums, _mm512_mullo_epi32(block_sums, multiplier));
+        }
+        let low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums));
+        let high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums));
+        total += _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
+    }
+    total
+}
+
+/// Decodes a block (`chunks` chunks) of a row into `to`, offset.
+///
+/// # Safety
+/// As for [`gemv`]; `to` has room for a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn decode<const K: usize>(
+    codes: *const u8,
+    chunks: usize,
+    constants: &Constants,
+    to: *mut u8,
+) {
+    let r = registers(constants);
+    for i in 0..chunks {
+        // SAFETY: the caller's codes and room, a chunk at a time.
+        unsafe {
+            let weights = chunk::<K>(codes.add(i * CHUNK / 8 * K), &r);
+            for (vector, weights) in weights.into_iter().enumerate() {
+                _mm512_storeu_si512(to.add(i * CHUNK + vector * VECTOR).cast(), weights);
+            }
+        }
+    }
+}
+
+/// Turns a decoded block of [`ROWS`] rows of [`BLOCK`] bytes into [`STEPS`] vectors of one dword a row.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], steps: &mut [[u8; VECTOR]; STEPS]) {
+    for (part, steps) in steps.chunks_exact_mut(ROWS).enumerate() {
+        let row = |i: usize| {
+            let bytes = &rows[i][part * VECTOR..][..VECTOR];
+            // SAFETY: the slice is a vector long.
+            unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+        };
+        // four[g][k]: in lane l, column 4·l + k of the rows 4·g to 4·g + 3.
+        let four: [[__m512i; 4]; 4] = std::array::from_fn(|g| {
+            let [a, b, c, d] = [row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3)];
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ]
+        });
+        for k in 0..4 {
+            let even = _mm512_shuffle_i32x4::<0x88>(four[0][k], four[1][k]);
+            let even_more = _mm512_shuffle_i32x4::<0x88>(four[2][k], four[3][k]);
+            let odd = _mm512_shuffle_i32x4::<0xdd>(four[0][k], four[1][k]);
+            let odd_more = _mm512_shuffle_i32x4::<0xdd>(four[2][k], four[3][k]);
+            let columns = [
+                _mm512_shuffle_i32x4::<0x88>(even, even_more),
+                _mm512_shuffle_i32x4::<0x88>(odd, odd_more),
+                _mm512_shuffle_i32x4::<0xdd>(even, even_more),
+                _mm512_shuffle_i32x4::<0xdd>(odd, odd_more),
+            ];
+            for (lane, column) in columns.into_iter().enumerate() {
+                // SAFETY: a step is a vector long.
+                unsafe { _mm512_storeu_si512(steps[4 * lane + k].as_mut_ptr().cast(), column) };
+            }
+        }
+    }
+}
+
+/// The totals of one token and [`ROWS`] rows: the even rows' and the odd rows'.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Totals([[i64; ROWS / 2]; 2]);
+
+impl Totals {
+    pub(super) const ZERO: Self = Self([[0; ROWS / 2]; 2]);
+
+    /// The total of a row.
+    pub(super) fn row(&self, row: usize) -> i64 {
+        self.0[row % 2][row / 2]
+    }
+}
+
+/// Adds the products of a decoded block with `T` tokens' activations to the tokens' totals.
+///
+/// # Safety
+/// `activations` points to a dword for each of the first `steps` steps, `steps` being at most [`STEPS`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) unsafe fn tokens<const T: usize>(
+    decoded: &[[u8; VECTOR]; STEPS],
+    steps: usize,
+    activations: [*const i32; T],
+    multipliers: [i32; T],
+    totals: &mut [Totals; T],
+) {
+    let mut sums = [_mm512_setzero_si512(); T];
+    for (step, weights) in decoded[..steps].iter().enumerate() {
+        // SAFETY: a step is a vector long; the caller's activations.
+        unsafe {
+            let weights = _mm512_loadu_si512(weights.as_ptr().cast());
+            for (sum, activations) in sums.iter_mut().zip(activations) {
+                let activations = _mm512_set1_epi32(activations.add(step).read_unaligned());
+                *sum = _mm512_dpbusd_epi32(*sum, weights, activations);
+            }
+        }
+    }
+    for ((totals, sums), multiplier) in totals.iter_mut().zip(sums).zip(multipliers) {
+        let multiplier = _mm512_set1_epi32(multiplier);
+        let products =
+            [_mm512_mul_epi32(sums, multiplier), _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), multiplier)];
+        for (total, product) in totals.0.iter_mut().zip(products) {
+            // SAFETY: eight 64-bit totals are a vector.
+            unsafe {
+                let total = total.as_mut_ptr().cast();
+                _mm512_storeu_si512(total, _mm512_add_epi64(_mm512_loadu_si512(total), product));
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Products in AVX-512: a row and one token, or sixteen rows and many.
+
+use std::ops::Range;
+
+use super::{
+    avx512::{BLOCK_CHUNKS, Constants, OFFSET, ROWS, STEPS, Totals, VECTOR, decode, gemv, tokens, transpose},
+    for_bits, output,
+};
+use crate::{
+    layout::row_bytes,
+    matrix::T8,
+    quantize::{BLOCK, CHUNK, Quantized},
+};
+
+/// The most tokens whose sums the registers hold.
+const MAX_TOKENS: usize = 16;
+
+/// A thread's memory for products with several tokens.
+pub(super) struct Buffers {
+    decoded: Box<Decoded>,
+    /// One a token.
+    totals: Vec<Totals>,
+    tokens: usize,
+}
+
+/// A block of columns of [`ROWS`] rows.
+#[repr(align(64))]
+struct Decoded {
+    rows: [[u8; BLOCK]; ROWS],
+    steps: [[u8; VECTOR]; STEPS],
+}
+
+impl Buffers {
+    pub(super) fn new(tokens: usize) -> Self {
+        let decoded = Decoded { rows: [[0; BLOCK]; ROWS], steps: [[0; VECTOR]; STEPS] };
+        Self { decoded: Box::new(decoded), totals: Vec::with_capacity(tokens), tokens }
+    }
+}
+
+/// Checks that a token has the activations that `chunks` chunks are multiplied by.
+fn check(token: &Quantized, chunks: usize) {
+    assert!(
+        token.ordered.len() >= chunks * CHUNK && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
+        "activations of another width"
+    );
+}
+
+/// The codes of a row from a chunk on, with room to read whole vectors past its end.
+fn codes_from(matrix: &T8, row: usize, chunk: usize) -> *const u8 {
+    let row_bytes = row_bytes(matrix.bits, matrix.cols);
+    assert!((row + 1) * row_bytes + CHUNK <= matrix.codes.len(), "row {row} of {}", matrix.rows);
+    matrix.codes[row * row_bytes + chunk * CHUNK / 8 * matrix.bits.get()..].as_ptr()
+}
+
+/// One token: a row at a time.
+pub(super) fn single(matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut [f32]) {
+    let chunks = matrix.cols.div_ceil(CHUNK);
+    check(token, chunks);
+    let constants = Constants::new(matrix.bits);
+    let offset = i64::from(OFFSET) * token.sum;
+    for (row, y) in rows.zip(y) {
+        let codes = codes_from(matrix, row, 0);
+        // SAFETY: `codes_from` has seen to the codes and the room past them, `check` has counted the activations, and
+        // this layout is chosen only where the processor has AVX-512.
+        let total = unsafe { for_bits!(matrix.bits, gemv(codes, chunks, token, &constants)) };
+        *y = output(total - offset, token.unit, matrix.scales[row]);
+    }
+}
+
+/// Several tokens: a block of columns of sixteen rows is decoded once and multiplied by every token.
+pub(super) fn several(
+    matrix: &T8,
+    rows: Range<usize>,
+    tokens: &[Quantized],
+    y: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    let (chunks, width) = (matrix.cols.div_ceil(CHUNK), rows.len());
+    tokens.iter().for_each(|token| check(token, chunks));
+    assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
+    let constants = Constants::new(matrix.bits);
+    let Buffers { decoded, totals, .. } = buffers;
+    for first in rows.clone().step_by(ROWS) {
+        let end = rows.end.min(first + ROWS);
+        totals.clear();
+        totals.resize(tokens.len(), Totals::ZERO);
+        for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
+            let count = (chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS);
+            for (row, to) in (first..end).zip(&mut decoded.rows) {
+                let codes = codes_from(matrix, row, block * BLOCK_CHUNKS);
+                // SAFETY: as in `single`; a row of `decoded` has room for a block.
+                unsafe { for_bits!(matrix.bits, decode(codes, count, &constants, to.as_mut_ptr())) };
+            }
+            // SAFETY: this layout is chosen only where the processor has AVX-512.
+            unsafe { transpose(&decoded.rows, &mut decoded.steps) };
+            multiply_block(&decoded.steps, count * CHUNK / 4, tokens, block, totals);
+        }
+        for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
+            let offset = i64::from(OFFSET) * token.sum;
+            for row in first..end {
+                let total = totals.row(row - first) - offset;
+                y[row - rows.start] = output(total, token.unit, matrix.scales[row]);
+            }
+        }
+    }
+}
+
+/// Multiplies a decoded block by all tokens, as many at a time as the registers hold.
+fn multiply_block(
+    decoded: &[[u8; VECTOR]; STEPS],
+    steps: usize,
+    tokens: &[Quantized],
+    block: usize,
+    totals: &mut [Totals],
+) {
+    let (mut tokens, mut totals) = (tokens, totals);
+    while !tokens.is_empty() {
+        let count = match tokens.len() {
+            MAX_TOKENS.. => MAX_TOKENS,
+            8.. => 8,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (now, later) = tokens.split_at(count);
+        let (now_totals, later_totals) = totals.split_at_mut(count);
+        match count {
+            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(decoded, steps, now, block, now_totals),
+            8 => multiply_tokens::<8>(decoded, steps, now, block, now_totals),
+            4 => multiply_tokens::<4>(decoded, steps, now, block, now_totals),
+            2 => multiply_tokens::<2>(decoded, steps, now, block, now_totals),
+            _ => multiply_tokens::<1>(decoded, steps, now, block, now_totals),
+        }
+        (tokens, totals) = (later, later_totals);
+    }
+}
+
+fn multiply_tokens<const T: usize>(
+    decoded: &[[u8; VECTOR]; STEPS],
+    steps: usize,
+    batch: &[Quantized],
+    block: usize,
+    totals: &mut [Totals],
+) {
+    let (Ok(batch), Ok(totals)) = (<&[Quantized; T]>::try_from(batch), <&mut [Totals; T]>::try_from(totals))
+    else {
+        return;
+    };
+    let start = block * BLOCK;
+    let activations = batch.each_ref().map(|token| token.ordered[start..start + 4 * steps].as_ptr().cast());
+    let multipliers = batch.each_ref().map(|token| token.multipliers[block]);
+    // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
+    unsafe { tokens(decoded, steps, activations, multipliers, totals) };
+}
