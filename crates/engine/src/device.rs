@@ -2,6 +2,7 @@
 
 use upg_codec::Isa;
 use upg_cpu::CpuMachine;
+use upg_cuda::CudaMachine;
 use upg_pdvm::{KvKind, Machine, MachineOptions, ReferenceMachine, Weights};
 
 use crate::EngineError;
@@ -21,19 +22,30 @@ struct Device {
     /// How it keeps keys and values unless told otherwise.
     kv: KvKind,
     detail: fn() -> String,
+    /// Whether this computer has one: what `auto` goes by.
+    present: fn() -> bool,
     make: Make,
     limits: fn(Option<usize>) -> Result<Option<Limits>, EngineError>,
 }
 
 type Make = fn(&dyn Weights, &MachineOptions, &mut dyn FnMut(f32)) -> Result<Box<dyn Machine>, EngineError>;
 
-/// Every kind of machine; `auto` takes the first. A new one is a line here.
+/// Every kind of machine; `auto` takes the first that is present. A new one is a line here.
 const DEVICES: &[Device] = &[
-    Device { name: "cpu", kv: KvKind::F16, detail: cpu_detail, make: make_cpu, limits: cpu_limits },
+    Device {
+        name: "cuda",
+        kv: KvKind::F16,
+        detail: || upg_cuda::describe().unwrap_or_else(|error| error),
+        present: upg_cuda::is_available,
+        make: make_cuda,
+        limits: |_| cuda_limits(),
+    },
+    Device { name: "cpu", kv: KvKind::F16, detail: cpu_detail, present: || true, make: make_cpu, limits: cpu_limits },
     Device {
         name: "reference",
         kv: KvKind::F32,
         detail: || "plain 32-bit arithmetic on one thread: slow, the definition of every instruction".into(),
+        present: || true,
         make: make_reference,
         limits: |_| Ok(None),
     },
@@ -88,7 +100,7 @@ pub fn limits(name: &str, threads: Option<usize>) -> Result<Option<Limits>, Engi
 
 fn find(name: &str) -> Result<&'static Device, EngineError> {
     let found = match name {
-        "auto" => DEVICES.first(),
+        "auto" => DEVICES.iter().find(|device| (device.present)()),
         _ => DEVICES.iter().find(|device| device.name == name),
     };
     found.ok_or_else(|| {
@@ -119,6 +131,19 @@ fn cpu_limits(threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
     Ok(Some(Limits { read_gb_s, kernel_gw_s: None, multiply_gmac_s: None }))
 }
 
+fn make_cuda(
+    weights: &dyn Weights,
+    options: &MachineOptions,
+    progress: &mut dyn FnMut(f32),
+) -> Result<Box<dyn Machine>, EngineError> {
+    Ok(Box::new(CudaMachine::new(weights, options, progress)?))
+}
+
+fn cuda_limits() -> Result<Option<Limits>, EngineError> {
+    let read_gb_s = upg_cuda::read_bandwidth()?;
+    Ok(Some(Limits { read_gb_s, kernel_gw_s: None, multiply_gmac_s: None }))
+}
+
 fn make_reference(
     weights: &dyn Weights,
     options: &MachineOptions,
@@ -136,12 +161,13 @@ mod tests {
     #[test]
     fn an_unknown_device_is_refused_with_the_known_ones() {
         let message = limits("gpu9", None).unwrap_err().to_string();
-        assert_eq!(message, "there is no device \"gpu9\": known devices are auto, cpu, reference");
+        assert_eq!(message, "there is no device \"gpu9\": known devices are auto, cuda, cpu, reference");
     }
 
     #[test]
-    fn auto_is_the_first_device() {
-        assert_eq!(find("auto").unwrap().name, devices()[0].name);
+    fn auto_is_the_first_device_that_is_present() {
+        let first = if upg_cuda::is_available() { "cuda" } else { "cpu" };
+        assert_eq!(find("auto").unwrap().name, first);
         assert_eq!(usual_kv("reference").unwrap(), KvKind::F32);
     }
 }

@@ -1,0 +1,165 @@
+// FlashAttention for one token (Dao et al. 2022; split over the context as in Flash-Decoding): each block takes a
+// group of query heads that share a key/value head and a split of the context, reads every key and value once for all
+// of them, and keeps a running maximum and sum. The last block of a group to finish merges the splits, in their order.
+#pragma once
+#include "linear.cuh"
+
+constexpr int SPLIT_TOKENS = 32;     // the fewest tokens that are worth a block
+constexpr float LOG2E = 1.4426950408889634f;
+
+__device__ __forceinline__ u16 float_to_half(float f) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+__device__ __forceinline__ void unpack8(const u16* from, float* to) {
+    uint4 f = __ldcg(reinterpret_cast<const uint4*>(from));
+    const u32* w = &f.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) { to[2 * i] = half_to_float(w[i] & 0xffff); to[2 * i + 1] = half_to_float(w[i] >> 16); }
+}
+
+// Element `i` of a head turned by RoPE: dimension i pairs with i + rope_dim/2. `rope` holds cosines, then sines.
+__device__ __forceinline__ float roped(const float* head, int i, const float* rope, int dim) {
+    const int half = dim / 2;
+    const float x = __ldcg(head + i);
+    if (i >= dim) return x;
+    const float c = __ldcg(rope + i % half), s = __ldcg(rope + half + i % half);
+    return i < half ? x * c - __ldcg(head + i + half) * s : x * c + __ldcg(head + i - half) * s;
+}
+
+__device__ __forceinline__ u16* cached(const Run& run, int layer, int value, int head, int token) {
+    const Model& m = run.model;
+    size_t row = ((((size_t)__ldg(run.pages + token / PAGE) * run.layers + layer) * 2 + value) * m.kv_heads + head) * PAGE + token % PAGE;
+    return run.cache + row * HEAD_DIM;
+}
+
+// One split of one head group. LANES lanes read one token, 8 dimensions each.
+__device__ __forceinline__ void attend_split(const Run& run, int layer, int position, int first, int head, int splits, int split, Shared& sh) {
+    constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP, LANES = D <= 64 ? 8 : D <= 128 ? 16 : 32;
+    const Model& m = run.model;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = lane % LANES;
+    const int length = position + 1 - first, kv = head * HEADS / (m.heads / m.kv_heads);
+    const int begin = first + (int)((i64)length * split / splits), end = first + (int)((i64)length * (split + 1) / splits);
+    float* q = reinterpret_cast<float*>(sh.act);             // [HEADS][D]
+    float* merge = q + HEADS * D;                            // [WARPS][D + 2]
+    const float scale = rsqrtf((float)D) * LOG2E;            // scores in powers of two
+
+    const float* queries = run.q + head * HEADS * D;
+    for (int i = threadIdx.x; i < HEADS * D; i += THREADS) q[i] = roped(queries + i / D * D, i % D, run.rope, m.rope_dim) * scale;
+    if (end == position + 1) {
+        const float* keys = run.q + (m.heads + kv) * D;
+        const float* values = keys + m.kv_heads * D;
+        u16* to_key = cached(run, layer, 0, kv, position);
+        u16* to_value = cached(run, layer, 1, kv, position);
+        for (int i = threadIdx.x; i < D; i += THREADS) {
+            to_key[i] = float_to_half(roped(keys, i, run.rope, m.rope_dim));
+            to_value[i] = float_to_half(__ldcg(values + i));
+        }
+    }
+    __syncthreads();
+
+    float qr[HEADS][8], o[HEADS][8], most[HEADS], sum[HEADS];
+    const bool live = part * 8 < D;
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        most[h] = -1e30f; sum[h] = 0.f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) { qr[h][i] = live ? q[h * D + part * 8 + i] : 0.f; o[h][i] = 0.f; }
+    }
+    constexpr int TOKENS = 32 / LANES;
+    for (int t = begin + warp * TOKENS; t < end; t += WARPS * TOKENS) {
+        const int token = t + lane / LANES;
+        const bool seen = token < end;
+        float k[8] = {}, v[8] = {};
+        if (seen && live) {
+            unpack8(cached(run, layer, 0, kv, token) + part * 8, k);
+            unpack8(cached(run, layer, 1, kv, token) + part * 8, v);
+        }
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            float s = 0.f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) s += qr[h][i] * k[i];
+#pragma unroll
+            for (int d = LANES / 2; d; d /= 2) s += __shfl_xor_sync(~0u, s, d);
+            if (!seen) s = -1e30f;
+            const float now = fmaxf(most[h], s), keep = exp2f(most[h] - now), weight = seen ? exp2f(s - now) : 0.f;
+            most[h] = now; sum[h] = sum[h] * keep + weight;
+#pragma unroll
+            for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * keep + weight * v[i];
+        }
+    }
+    // Merge the tokens of a warp, then the warps, then (in the last block of the head) the splits.
+    const int splits_at = (head * HEADS * splits + split) * (D + 2);
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+#pragma unroll
+        for (int d = LANES; d < 32; d *= 2) {
+            const float other = __shfl_xor_sync(~0u, most[h], d), now = fmaxf(most[h], other);
+            const float mine = exp2f(most[h] - now), theirs = exp2f(other - now);
+            sum[h] = sum[h] * mine + __shfl_xor_sync(~0u, sum[h], d) * theirs;
+#pragma unroll
+            for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * mine + __shfl_xor_sync(~0u, o[h][i], d) * theirs;
+            most[h] = now;
+        }
+        if (lane < LANES && live) {
+            float* to = merge + warp * (D + 2);
+#pragma unroll
+            for (int i = 0; i < 8; i++) to[part * 8 + i] = o[h][i];
+            if (part == 0) { to[D] = most[h]; to[D + 1] = sum[h]; }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < D; i += THREADS) {
+            float all = -1e30f, total = 0.f, value = 0.f;
+            for (int w = 0; w < WARPS; w++) all = fmaxf(all, merge[w * (D + 2) + D]);
+            for (int w = 0; w < WARPS; w++) {
+                const float weight = exp2f(merge[w * (D + 2) + D] - all);
+                total += merge[w * (D + 2) + D + 1] * weight;
+                value += merge[w * (D + 2) + i] * weight;
+            }
+            if (splits == 1) {
+                run.a[(head * HEADS + h) * D + i] = value / total;
+            } else {
+                float* to = run.partial + splits_at + h * splits * (D + 2);
+                to[i] = value;
+                if (i == 0) { to[D] = all; to[D + 1] = total; }
+            }
+        }
+        __syncthreads();
+    }
+    if (splits == 1) return;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const u32 before = atomicAdd(run.arrived + head, 1);
+        __threadfence();
+        reinterpret_cast<volatile u32*>(sh.reduce)[0] = before;
+        if (before == splits - 1) run.arrived[head] = 0;
+    }
+    __syncthreads();
+    if (reinterpret_cast<volatile u32*>(sh.reduce)[0] != splits - 1) return;
+    for (int i = threadIdx.x; i < HEADS * D; i += THREADS) {
+        const float* from = run.partial + (size_t)(head * HEADS + i / D) * splits * (D + 2);
+        float all = -1e30f, total = 0.f, value = 0.f;
+        for (int s = 0; s < splits; s++) all = fmaxf(all, __ldcg(from + s * (D + 2) + D));
+        for (int s = 0; s < splits; s++) {
+            const float weight = exp2f(__ldcg(from + s * (D + 2) + D) - all);
+            total += __ldcg(from + s * (D + 2) + D + 1) * weight;
+            value += __ldcg(from + s * (D + 2) + i % D) * weight;
+        }
+        run.a[head * HEADS * D + i] = value / total;
+    }
+}
+
+// Head groups share out the blocks: a block takes a split of one, or more where there are more than blocks.
+__device__ __forceinline__ void attend(const Run& run, int layer, int position, Shared& sh) {
+    const Model& m = run.model;
+    const int heads = m.heads / HEADS_A_GROUP;
+    const int first = m.window > 0 ? max(0, position + 1 - m.window) : 0, length = position + 1 - first;
+    const int splits = max(1, min((int)gridDim.x / heads, (length + SPLIT_TOKENS - 1) / SPLIT_TOKENS));
+    for (int i = blockIdx.x; i < heads * splits; i += gridDim.x) {
+        attend_split(run, layer, position, first, i / splits, splits, i % splits, sh);
+        __syncthreads();
+    }
+}

@@ -1,0 +1,189 @@
+// One token through the whole program: as one persistent kernel, or an instruction a launch. Both run the same bodies.
+#include "attend.cuh"
+
+extern __shared__ __align__(128) char shared_memory[];
+
+// A block's shared memory, whose sizes the host computes alike (`src/machine.rs`).
+struct Sizes { int entries, act_words, blocks, sums; };
+
+struct Layout {
+    Shared sh;
+    Instruction* instructions;   // this one and the next
+    Entry* entries;
+    char* ring;
+    u32 barriers;
+};
+
+__device__ __forceinline__ Layout lay_out(const Sizes& sizes) {
+    Layout l;
+    char* at = shared_memory;
+    l.sh.table = at; at += TABLE_BYTES;
+    l.ring = at; at += WARPS * SLOTS * SLOT_BYTES;
+    l.barriers = (u32)__cvta_generic_to_shared(at); at += WARPS * SLOTS * 8;
+    l.entries = reinterpret_cast<Entry*>(at); at += sizes.entries * sizeof(Entry);
+    l.instructions = reinterpret_cast<Instruction*>(at); at += 2 * sizeof(Instruction);
+    l.sh.act = reinterpret_cast<u32*>(at); at += sizes.act_words * 4;
+    l.sh.reduce = reinterpret_cast<float*>(at); at += (2 * WARPS + 4) * 4;
+    l.sh.multiplier = reinterpret_cast<int*>(at); at += sizes.blocks * 4;
+    l.sh.sums = reinterpret_cast<int*>(at);
+    for (int i = threadIdx.x; i < sizes.sums; i += THREADS) l.sh.sums[i] = 0;
+    return l;
+}
+
+// Brings instruction `i` into shared memory, where its fields cost no trip to L2.
+__device__ __forceinline__ const Instruction& load_instruction(const Run& run, int i, Instruction* slots) {
+    static_assert(sizeof(Instruction) % 8 == 0 && sizeof(Instruction) / 8 <= THREADS, "one word a thread");
+    u64* to = reinterpret_cast<u64*>(slots + i % 2);
+    if (threadIdx.x < sizeof(Instruction) / 8) to[threadIdx.x] = __ldg(reinterpret_cast<const u64*>(run.program + i) + threadIdx.x);
+    return slots[i % 2];
+}
+
+__device__ void embed(const Run& run) {
+    const int hidden = run.model.hidden, token = run.token[0], bits = run.embed_bits;
+    const u8* row = run.embed_codes + (size_t)token * (hidden / GROUP) * 4 * bits;
+    const float scale = half_to_float(run.embed_scales[token]);
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < hidden; i += gridDim.x * THREADS)
+        run.x[i] = scale * decode_weight(run.tables + 256 * bits, row + i / GROUP * 4 * bits, bits, i % GROUP);
+}
+
+// Hadamard in shared memory over `count` values in blocks of `block`.
+__device__ void block_hadamard(float* v, int count, int block) {
+    for (int half = 1; half < block; half *= 2) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < count / 2; i += THREADS) {
+            const int at = i / half * 2 * half + i % half;
+            const float a = v[at], b = v[at + half];
+            v[at] = a + b; v[at + half] = a - b;
+        }
+    }
+    __syncthreads();
+    const float norm = rsqrtf((float)block);
+    for (int i = threadIdx.x; i < count; i += THREADS) v[i] *= norm;
+    __syncthreads();
+}
+
+// A Hadamard too wide for a warp: a block of the vector a thread block, in place.
+__device__ void hadamard(const Instruction& in, Shared& sh) {
+    float* v = reinterpret_cast<float*>(sh.act);
+    for (int b = blockIdx.x; b < in.cols / in.hadamard; b += gridDim.x) {
+        float* x = in.out + (size_t)b * in.hadamard;
+        for (int i = threadIdx.x; i < in.hadamard; i += THREADS) v[i] = __ldcg(x + i);
+        block_hadamard(v, in.hadamard, in.hadamard);
+        for (int i = threadIdx.x; i < in.hadamard; i += THREADS) x[i] = v[i];
+        __syncthreads();
+    }
+}
+
+// Before a tied head: x = R(g * Rt norm(x)). R is a Hadamard after signs, and the signs meet on either side of the gain:
+// they cancel. One block; the vector is small.
+__device__ void head_rotate(const Run& run, Shared& sh) {
+    if (blockIdx.x != 0) return;
+    const Model& m = run.model;
+    float* v = reinterpret_cast<float*>(sh.act);
+    float squares = 0.f;
+    for (int i = threadIdx.x; i < m.hidden; i += THREADS) { v[i] = __ldcg(run.x + i); squares += v[i] * v[i]; }
+    for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
+    if (threadIdx.x % 32 == 0) sh.reduce[threadIdx.x / 32] = squares;
+    __syncthreads();
+    squares = 0.f;
+    for (int w = 0; w < WARPS; w++) squares += sh.reduce[w];
+    const float norm = rsqrtf(squares / m.hidden + m.eps);
+    if (m.head_block) block_hadamard(v, m.hidden, m.head_block);
+    for (int i = threadIdx.x; i < m.hidden; i += THREADS) v[i] *= norm * m.head_gain[i];
+    if (m.head_block) block_hadamard(v, m.hidden, m.head_block);
+    __syncthreads();
+    for (int i = threadIdx.x; i < m.hidden; i += THREADS) run.x[i] = v[i];
+}
+
+__device__ __forceinline__ void execute(const Run& run, const Instruction& in, int position, Layout& l, int& table_bits, Stream& stream) {
+    switch (in.kind) {
+        case EMBED: embed(run); break;
+        case ATTEND: attend(run, in.layer, position, l.sh); break;
+        case HADAMARD: hadamard(in, l.sh); break;
+        case HEAD_ROTATE: head_rotate(run, l.sh); break;
+        default: linear(run, in, l.entries, l.sh, table_bits, stream); break;
+    }
+}
+
+// Arrives at the grid's barrier and waits until all blocks have. Returns false where the wait outlasts the run's
+// patience or another block's did: the host then reads the instruction's number from `run.failed`.
+__device__ __forceinline__ bool grid_barrier(const Run& run, u32 target, int instruction, const Instruction& next, volatile u32* failed) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(run.barrier) : "memory");
+        const i64 start = clock64();
+        u32 seen, error = 0;
+        do {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(run.barrier) : "memory");
+            if (seen >= target) break;
+            const i64 waited = clock64() - start;
+            if (waited > (i64)run.patience) atomicCAS(run.failed, 0u, (u32)instruction + 1);
+            if (waited > 1000000) error = *(volatile u32*)run.failed;
+        } while (!error);
+        *failed = error;
+    } else if (threadIdx.x >= 32) {
+        prefetch_scales(next, threadIdx.x - 32);
+    }
+    __syncthreads();
+    return *failed == 0;
+}
+
+// PDVM: the whole program in one cooperative launch.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __grid_constant__ Run run, const Sizes sizes) {
+    Layout l = lay_out(sizes);
+    __shared__ u32 failed;
+    for (int e = threadIdx.x; e < run.entry_count; e += THREADS) {
+        const int2 at = run.entries[e];
+        l.entries[e] = entry_of(run.program[at.x], at.y);
+    }
+    const int position = run.token[1], warp = threadIdx.x / 32;
+    int table_bits = 3;
+    fill_table(l.sh.table, run.tables + 256 * table_bits);
+    load_instruction(run, 0, l.instructions);
+    __syncthreads();
+    Stream stream;
+    stream.init(l.entries, l.ring + warp * SLOTS * SLOT_BYTES, l.barriers + warp * SLOTS * 8, 0, run.entry_count);
+    const bool dead = *run.failed != 0;   // an earlier token's run failed: the host will say so
+    for (int i = 0; i < run.instructions && !dead; i++) {
+        execute(run, l.instructions[i % 2], position, l, table_bits, stream);
+        if (i + 1 == run.instructions) break;
+        load_instruction(run, i + 1, l.instructions);
+        if (!grid_barrier(run, (i + 1) * gridDim.x, i, l.instructions[(i + 1) % 2], &failed)) break;
+    }
+    stream.drain();
+}
+
+// The same, one instruction a launch: the CUDA graph's kernel.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) run_instruction(const __grid_constant__ Run run, int i, const Sizes sizes) {
+    Layout l = lay_out(sizes);
+    load_instruction(run, i, l.instructions);
+    __syncthreads();
+    const Instruction& in = l.instructions[i % 2];
+    const int warp = threadIdx.x / 32;
+    if (threadIdx.x < in.matrices) l.entries[in.entry + threadIdx.x] = entry_of(in, threadIdx.x);
+    int table_bits = in.matrices ? in.matrix[0].bits : 0;
+    if (table_bits) fill_table(l.sh.table, run.tables + 256 * table_bits);
+    __syncthreads();
+    Stream stream;
+    stream.init(l.entries, l.ring + warp * SLOTS * SLOT_BYTES, l.barriers + warp * SLOTS * 8, in.entry, in.entry + in.matrices);
+    prefetch_scales(in, threadIdx.x);
+#if __CUDA_ARCH__ >= 900
+    // Weights and table do not depend on the kernel before: only now wait for its results.
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    execute(run, in, run.token[1], l, table_bits, stream);
+}
+
+// The read limit: a pure read of `vectors` 16-byte vectors.
+extern "C" __global__ void read_all(const uint4* from, u64 vectors, u32* never) {
+    uint4 s = make_uint4(0, 0, 0, 0);
+    const u64 step = (u64)gridDim.x * blockDim.x;
+    u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x;
+    for (; i + 3 * step < vectors; i += 4 * step) {
+        uint4 a = __ldcs(from + i), b = __ldcs(from + i + step), c = __ldcs(from + i + 2 * step), d = __ldcs(from + i + 3 * step);
+        s.x ^= a.x ^ b.x ^ c.x ^ d.x; s.y ^= a.y ^ b.y ^ c.y ^ d.y; s.z ^= a.z ^ b.z ^ c.z ^ d.z; s.w ^= a.w ^ b.w ^ c.w ^ d.w;
+    }
+    for (; i < vectors; i += step) { uint4 a = __ldcs(from + i); s.x ^= a.x; s.y ^= a.y; s.z ^= a.z; s.w ^= a.w; }
+    if ((s.x ^ s.y ^ s.z ^ s.w) == 0x9e3779b9u) *never = 1;
+}

@@ -1,0 +1,242 @@
+// Linears: int8 activations, T8 weights, exact integer sums.
+//
+// Activations are quantised as a[i] = rint(x[i] / (d * m)) with one step d a vector and an integer multiplier m in
+// 1..=64 per 256 columns, so that y = scale * d * sum_b m_b * (sum over block b of value * a) is integer up to the last
+// multiplication: sums have the same bits in whatever order they are taken.
+#pragma once
+#include "stream.cuh"
+
+// A block's shared memory, laid out by the host.
+struct Shared {
+    char* table;         // TABLE_BYTES
+    u32* act;            // packed activations, [span][4][lane][4]
+    int* multiplier;     // per BLOCK columns
+    int* sums;           // low and high half a row of the block's share
+    float* reduce;       // WARPS * 2 + 2
+    float step;          // d, times the norm where there is one
+};
+
+__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 4 + quad) * 32 + lane) * 4; }
+
+constexpr int CHUNK = 512;           // columns a warp holds at a time: 16 a lane
+constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
+constexpr int WARP_HADAMARD = CHUNK; // the widest Hadamard that a warp does alone
+
+// Hadamard over a chunk. Value v[4k + i] of lane l is column 128k + 4l + i, so that loads are coalesced: bits 0, 1, 7
+// and 8 of the column are in registers, bits 2 to 6 across lanes.
+__device__ __forceinline__ void warp_hadamard(float (&v)[16], int block) {
+#pragma unroll
+    for (int bit = 1; bit < 16; bit *= 2) {
+        if (block <= (bit < 4 ? bit : bit * 32)) continue;
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            if (!(i & bit)) {
+                const float a = v[i], b = v[i + bit];
+                v[i] = a + b; v[i + bit] = a - b;
+            }
+    }
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        if (block <= 4 * lanes) continue;
+        const float sign = threadIdx.x & lanes ? -1.f : 1.f;
+#pragma unroll
+        for (int i = 0; i < 16; i++) v[i] = __shfl_xor_sync(~0u, v[i], lanes) + sign * v[i];
+    }
+    const float norm = rsqrtf((float)block);
+#pragma unroll
+    for (int i = 0; i < 16; i++) v[i] *= norm;
+}
+
+// Four int8 activations of this lane (columns 4l..4l+3 of 128) as two packed words for `dot_ring`; eight lanes hold a
+// group, whose first weight's neighbour on the ring is its last.
+__device__ __forceinline__ uint2 pack(const int (&a)[4]) {
+    const int lane = threadIdx.x % 32;
+    const int before = __shfl_sync(~0u, a[3], (lane & ~7) | ((lane + 7) & 7));
+    return make_uint2((a[0] & 0xff) | (a[1] & 0xff) << 8 | (before & 0xff) << 16, (a[2] & 0xff) | (a[3] & 0xff) << 8 | (a[1] & 0xff) << 16);
+}
+
+// Loads an instruction's input, applies its Hadamard, quantises it and packs it into shared memory. CHUNKS: chunks a
+// warp takes, so that the input stays in registers.
+template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction& in, float eps, Shared& sh) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = in.spans * (SPAN / CHUNK);
+    float v[CHUNKS][16];
+    float squares = 0.f, largest = 0.f;
+    float* block_max = reinterpret_cast<float*>(sh.multiplier);
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int column = (c * WARPS + warp) * CHUNK + 128 * k + 4 * lane;
+            float4 f = make_float4(0.f, 0.f, 0.f, 0.f);
+            if (column < in.cols) f = __ldcg(reinterpret_cast<const float4*>(in.in + column));
+            v[c][4 * k] = f.x; v[c][4 * k + 1] = f.y; v[c][4 * k + 2] = f.z; v[c][4 * k + 3] = f.w;
+        }
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        const int chunk = c * WARPS + warp;
+        if (chunk >= chunks) break;
+        if (in.hadamard && in.hadamard <= WARP_HADAMARD) warp_hadamard(v[c], in.hadamard);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float most = 0.f;
+#pragma unroll
+            for (int i = 8 * half; i < 8 * half + 8; i++) { squares += v[c][i] * v[c][i]; most = fmaxf(most, fabsf(v[c][i])); }
+            // Positive floats order as integers.
+            most = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(most)));
+            if (lane == 0) block_max[2 * chunk + half] = most;
+            largest = fmaxf(largest, most);
+        }
+    }
+    for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
+    if (lane == 0) { sh.reduce[warp] = largest; sh.reduce[WARPS + warp] = squares; }
+    __syncthreads();
+    largest = 0.f; squares = 0.f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) { largest = fmaxf(largest, sh.reduce[w]); squares += sh.reduce[WARPS + w]; }
+    const float step = largest > 0.f ? largest * (1.f / (64 * 127)) : 1.f;
+    sh.step = in.norm ? step * rsqrtf(squares / in.cols + eps) : step;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        const int chunk = c * WARPS + warp;
+        if (chunk >= chunks) break;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int m = max(1, min(64, (int)ceilf(block_max[2 * chunk + half] / (step * 127.f))));
+            const float inverse = 1.f / (step * m);
+            __syncwarp();
+            if (lane == 0) sh.multiplier[2 * chunk + half] = m;
+#pragma unroll
+            for (int k = 2 * half; k < 2 * half + 2; k++) {
+                int a[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) a[i] = max(-127, min(127, __float2int_rn(v[c][4 * k + i] * inverse)));
+                const int group = chunk * (CHUNK / GROUP) + 4 * k + lane / 8;
+                *reinterpret_cast<uint2*>(sh.act + act_index(group / 32, lane % 8 / 2, group % 32) + lane % 2 * 2) = pack(a);
+            }
+        }
+    }
+    __syncthreads();
+}
+
+// Adds the lanes' partial sums of ROWS rows to the block's sums, in two halves so that no 32-bit sum overflows.
+template <int ROWS> __device__ __forceinline__ void flush(int* sums, int* acc) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        int low = __reduce_add_sync(~0u, acc[r] & 0xffff), high = __reduce_add_sync(~0u, acc[r] >> 16);
+        if (lane == r) { atomicAdd(sums + 2 * r, low); atomicAdd(sums + 2 * r + 1, high); }
+        acc[r] = 0;
+    }
+}
+
+// Multiplies this warp's tiles of a block's share of a matrix; `sums` are those of the share's first unit.
+template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, const Shared& sh, int* sums, Stream& stream) {
+    constexpr int ROWS = tile_rows(K), VECTORS = tile_vectors(K);
+    const int lane = threadIdx.x % 32;
+    const u32 lane4 = lane * 4;
+    int first, last;
+    warp_tiles(tiles, first, last);
+    int block = first / spans, span = first % spans;   // block of ROWS rows
+    int acc[ROWS] = {};
+    for (int t = first; t < last; t++) {
+        u32 act[16];
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            const uint4 f = *reinterpret_cast<const uint4*>(sh.act + act_index(span, q, lane));
+            act[4 * q] = f.x; act[4 * q + 1] = f.y; act[4 * q + 2] = f.z; act[4 * q + 3] = f.w;
+        }
+        const int mul = sh.multiplier[span * (SPAN / BLOCK) + lane / (BLOCK / GROUP)];
+        const uint4* tile = stream.take();
+        u32 words[VECTORS * 4];
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            const uint4 f = tile[v * 32 + lane];
+            words[4 * v] = f.x; words[4 * v + 1] = f.y; words[4 * v + 2] = f.z; words[4 * v + 3] = f.w;
+        }
+        stream.release();
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) acc[r] += mul * dot_ring<K>(sh.table, words + r * K, act, lane4);
+        if (++span == spans || t + 1 == last) {
+            flush<ROWS>(sums + block * ROWS * 2, acc);
+            span = 0; block++;
+        }
+    }
+}
+
+__device__ __forceinline__ float half_to_float(u16 bits) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
+    return f;
+}
+
+// The finished value of one row, whose sum is cleared for the next instruction.
+__device__ __forceinline__ float take_sum(const Shared& sh, const Matrix& m, int at, int row) {
+    int* sum = sh.sums + 2 * at;
+    const double total = (double)sum[0] + 65536.0 * sum[1];
+    sum[0] = sum[1] = 0;
+    return (float)total * (half_to_float(__ldg(m.scales + row)) * sh.step);
+}
+
+template <int K> __device__ __forceinline__ void multiply_if(int bits, int tiles, int spans, const Shared& sh, int* sums, Stream& stream) {
+    if constexpr ((BITS_USED >> K & 1) != 0)
+        if (bits == K) multiply<K>(tiles, spans, sh, sums, stream);
+}
+
+// Runs a linear instruction: quantised input times the block's units, then the instruction's epilogue.
+__device__ __forceinline__ void linear(const Run& run, const Instruction& in, const Entry* entries, Shared& sh, int& table_bits, Stream& stream) {
+    const int chunks = (in.spans * (SPAN / CHUNK) + WARPS - 1) / WARPS;
+    if (chunks <= 1) quantise<1>(in, run.model.eps, sh);
+    else quantise<(MAX_CHUNKS + WARPS - 1) / WARPS>(in, run.model.eps, sh);
+
+    int begin, end;
+    block_units(in.units, begin, end);
+    for (int i = 0; i < in.matrices; i++) {
+        const Share share = matrix_share(in, i, begin, end);
+        if (share.from >= share.to) continue;
+        const int bits = in.matrix[i].bits, tiles = entries[in.entry + i].tiles;
+        if (table_bits != bits) {
+            __syncthreads();
+            fill_table(sh.table, run.tables + 256 * bits);
+            table_bits = bits;
+            __syncthreads();
+        }
+        int* sums = sh.sums + share.at * UNIT * 2;
+        multiply_if<2>(bits, tiles, in.spans, sh, sums, stream);
+        multiply_if<3>(bits, tiles, in.spans, sh, sums, stream);
+        multiply_if<4>(bits, tiles, in.spans, sh, sums, stream);
+        multiply_if<5>(bits, tiles, in.spans, sh, sums, stream);
+        multiply_if<6>(bits, tiles, in.spans, sh, sums, stream);
+        multiply_if<8>(bits, tiles, in.spans, sh, sums, stream);
+    }
+    __syncthreads();
+    if (in.kind == GATE_UP) {
+        const int rows = (end - begin) * UNIT;
+        for (int r = threadIdx.x; r < rows; r += THREADS) {
+            const int row = begin * UNIT + r;
+            const float gate = take_sum(sh, in.matrix[0], r, row), up = take_sum(sh, in.matrix[1], rows + r, row);
+            in.out[row] = gate / (1.f + __expf(-gate)) * up;
+        }
+        return;
+    }
+    for (int i = 0; i < in.matrices; i++) {
+        const Matrix& m = in.matrix[i];
+        const Share share = matrix_share(in, i, begin, end);
+        for (int r = threadIdx.x; r < (share.to - share.from) * UNIT; r += THREADS) {
+            const int row = share.from * UNIT + r;
+            float* out = in.out + share.base * UNIT + row;
+            const float before = in.kind == OUT || in.kind == DOWN ? __ldcg(out) : m.bias ? __ldg(m.bias + row) : 0.f;
+            *out = take_sum(sh, m, share.at * UNIT + r, row) + before;
+        }
+    }
+}
+
+// Asks L2 for the scales of the block's rows, long before the epilogue wants them.
+__device__ __forceinline__ void prefetch_scales(const Instruction& in, int thread) {
+    int begin, end;
+    block_units(in.units, begin, end);
+    for (int i = 0; i < in.matrices; i++) {
+        const Share share = matrix_share(in, i, begin, end);
+        for (int r = share.from * UNIT + thread * 16; r < share.to * UNIT; r += THREADS * 16)
+            asm volatile("prefetch.global.L2 [%0];" :: "l"(in.matrix[i].scales + r));
+    }
+}

@@ -1,0 +1,191 @@
+//! The kernels, compiled for the card and the model at hand, and kept on disk for the next time.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    abi,
+    nvrtc::{Nvrtc, Source},
+};
+
+const MAIN: Source = ("decode.cu", include_str!("../kernels/decode.cu"));
+const HEADERS: [Source; 5] = [
+    ("program.cuh", include_str!("../kernels/program.cuh")),
+    ("t8.cuh", include_str!("../kernels/t8.cuh")),
+    ("stream.cuh", include_str!("../kernels/stream.cuh")),
+    ("linear.cuh", include_str!("../kernels/linear.cuh")),
+    ("attend.cuh", include_str!("../kernels/attend.cuh")),
+];
+
+/// What the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Compute capability, 90 for 9.0.
+    pub capability: usize,
+    /// Bit K: some matrix has K bits.
+    pub bits_used: usize,
+    /// Query heads that attention takes together.
+    pub heads_a_group: usize,
+    pub head_dim: usize,
+    /// Warps of a block.
+    pub warps: usize,
+    /// Tiles of a warp on their way.
+    pub slots: usize,
+}
+
+impl Target {
+    /// The compiler's options.
+    fn options(&self) -> Vec<String> {
+        // 9.0a is the one family with features of its own that the kernels may use.
+        let suffix = if self.capability == 90 { "a" } else { "" };
+        let own = [
+            ("BITS_USED", self.bits_used),
+            ("HEADS_A_GROUP", self.heads_a_group),
+            ("HEAD_DIM", self.head_dim),
+            ("WARPS", self.warps),
+            ("SLOTS", self.slots),
+        ];
+        [format!("--gpu-architecture=sm_{}{suffix}", self.capability), "--std=c++17".to_owned()]
+            .into_iter()
+            .chain(own.into_iter().chain(abi::defines()).map(|(name, value)| format!("-D{name}={value}")))
+            .collect()
+    }
+
+    /// What tells this compilation from any other.
+    fn key(&self, compiler: &str) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let sources = [MAIN].into_iter().chain(HEADERS).map(|(_, text)| text.to_owned());
+        for part in sources.chain(self.options()).chain([compiler.to_owned()]) {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+}
+
+/// The kernels for `target`: from the cache, or compiled and put there.
+///
+/// # Errors
+/// Where NVRTC is missing or refuses; the message says what to do.
+pub(crate) fn kernels(target: &Target) -> Result<Vec<u8>, String> {
+    let nvrtc = Nvrtc::open()?;
+    let file = cache_folder().map(|folder| folder.join(format!("{}.cubin", target.key(&nvrtc.version()))));
+    if let Some(cubin) = file.as_deref().and_then(load) {
+        return Ok(cubin);
+    }
+    let cubin = nvrtc.compile(MAIN, &HEADERS, &target.options()).map_err(|error| {
+        format!("{error}\nInstall an NVRTC that knows this card, set UPG_NVRTC to it, or use --device cpu")
+    })?;
+    if let Some(file) = file {
+        // A cache that cannot be written costs the next start a compilation, and nothing else.
+        let _ = store(&file, &cubin);
+    }
+    Ok(cubin)
+}
+
+/// Where compiled kernels are kept: `UPG_CACHE`, or the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let under = |variable: &str, rest: &str| {
+        env::var_os(variable).filter(|v| !v.is_empty()).map(|v| PathBuf::from(v).join(rest))
+    };
+    under("UPG_CACHE", "cuda")
+        .or_else(|| under("XDG_CACHE_HOME", "upg/cuda"))
+        .or_else(|| under("LOCALAPPDATA", "upg/cuda"))
+        .or_else(|| under("HOME", ".cache/upg/cuda"))
+}
+
+/// A file of the cache is the hash of what follows, and the cubin. Anything else is as good as no file.
+fn load(file: &Path) -> Option<Vec<u8>> {
+    let bytes = fs::read(file).ok()?;
+    let (hash, cubin) = bytes.split_first_chunk::<32>()?;
+    (blake3::hash(cubin) == *hash).then(|| cubin.to_vec())
+}
+
+fn store(file: &Path, cubin: &[u8]) -> io::Result<()> {
+    let folder = file.parent().ok_or(io::ErrorKind::NotFound)?;
+    fs::create_dir_all(folder)?;
+    // Another process may be writing the same file: each writes its own, and the last one's stays.
+    let mut part = tempfile::NamedTempFile::new_in(folder)?;
+    part.write_all(blake3::hash(cubin).as_bytes())?;
+    part.write_all(cubin)?;
+    part.persist(file)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(capability: usize) -> Target {
+        Target {
+            capability,
+            bits_used: 1 << 3 | 1 << 4,
+            heads_a_group: 4,
+            head_dim: 128,
+            warps: 16,
+            slots: 4,
+        }
+    }
+
+    /// Every kernel for every family of cards, with every code and odd shapes.
+    #[test]
+    fn every_kernel_compiles_for_every_architecture() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nvrtc/libnvrtc.so.13");
+        let fixture = Path::new(fixture).exists().then(|| PathBuf::from(fixture));
+        let nvrtc = match fixture.map_or_else(Nvrtc::open, |path| Nvrtc::open_any(&[path])) {
+            Ok(nvrtc) => nvrtc,
+            Err(error) => panic!("{error}\nOr run make fixtures, which fetches it."),
+        };
+        // Each code on some family: a compilation takes seconds a code.
+        let targets = [
+            Target { bits_used: 1 << 3, ..target(80) },
+            Target {
+                bits_used: 1 << 2 | 1 << 5,
+                heads_a_group: 1,
+                head_dim: 96,
+                warps: 8,
+                slots: 2,
+                ..target(89)
+            },
+            target(90),
+            Target { bits_used: 1 << 6 | 1 << 8, heads_a_group: 2, head_dim: 256, ..target(100) },
+        ];
+        std::thread::scope(|scope| {
+            for target in &targets {
+                let nvrtc = &nvrtc;
+                scope.spawn(move || {
+                    let cubin = nvrtc.compile(MAIN, &HEADERS, &target.options());
+                    let cubin = cubin.unwrap_or_else(|error| panic!("{target:?}: {error}"));
+                    assert_eq!(&cubin[..4], b"\x7fELF", "{target:?}");
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn the_key_tells_targets_and_compilers_apart() {
+        let key = target(90).key("13.0");
+        assert_eq!(key, target(90).key("13.0"));
+        assert_ne!(key, target(90).key("12.9"));
+        assert_ne!(key, target(80).key("13.0"));
+        assert_ne!(key, Target { slots: 3, ..target(90) }.key("13.0"));
+    }
+
+    #[test]
+    fn a_damaged_file_of_the_cache_is_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a/b.cubin");
+        assert_eq!(load(&file), None);
+        store(&file, b"kernels").unwrap();
+        assert_eq!(load(&file).as_deref(), Some(&b"kernels"[..]));
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[35] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        assert_eq!(load(&file), None);
+        fs::write(&file, b"short").unwrap();
+        assert_eq!(load(&file), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! A machine's buffers on the card, beside its weights: taken once, when it is made.
+
+use upg_codec::Bits;
+use upg_format::ModelConfig;
+use upg_pdvm::{BatchRow, MachineError, MachineOptions, PAGE_TOKENS, rope::RopeTable};
+
+use crate::{
+    abi,
+    driver::{Buffer, Pinned},
+    layout,
+    load::Model,
+    plan::{Buffers, Plan, heads_a_group},
+};
+
+/// Tokens that are queued before the host waits for the card.
+pub(crate) const QUEUE: usize = 32;
+
+/// Words of a step before its RoPE angles: the barrier's counter, room for alignment, token and position.
+const STEP_HEAD: usize = 4;
+
+/// Entries of the look-up tables of all codes, by their bits.
+const TABLES: usize = 256 * 9;
+
+/// Buffers of a machine.
+pub(crate) struct Memory {
+    _scratch: Buffer,
+    /// Where its buffers lie.
+    pub buffers: Buffers,
+    tables: Buffer,
+    cache: Buffer,
+    partial: Buffer,
+    pub arrived: Buffer,
+    pub failed: Buffer,
+    /// What changes from token to token: see [`Memory::stage`].
+    pub step: Buffer,
+    pub step_words: usize,
+    pub host_steps: Pinned<u32>,
+    pub host_logits: Pinned<f32>,
+}
+
+/// Bytes that one token adds to one layer's cache.
+pub(crate) fn kv_token_bytes(config: &ModelConfig) -> usize {
+    2 * config.kv_width() * size_of::<u16>()
+}
+
+impl Memory {
+    /// Takes the buffers for `pages` pages of the cache; `grid` blocks run.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        options: &MachineOptions,
+        pages: usize,
+        grid: usize,
+    ) -> Result<Self, MachineError> {
+        let logits = layout::units(config.vocab) * abi::UNIT;
+        let widths =
+            [config.hidden, config.q_width() + 2 * config.kv_width(), config.q_width(), config.mlp, logits];
+        // Every buffer begins where a vector of any width may.
+        let starts = widths.iter().scan(0, |end, width| {
+            let start = *end;
+            *end = (start + 4 * width).next_multiple_of(256);
+            Some(start as u64)
+        });
+        let starts: Vec<u64> = starts.collect();
+        let scratch = Buffer::zeroed(starts[4] as usize + 4 * logits)?;
+        let at = |i: usize| scratch.at() + starts[i];
+        let buffers = Buffers { x: at(0), q: at(1), a: at(2), h: at(3), logits: at(4) };
+        let groups = config.heads / heads_a_group(config);
+        let splits = (grid / groups).max(1);
+        let step_words = STEP_HEAD + config.rope.dim + options.context.div_ceil(PAGE_TOKENS);
+        let queue = QUEUE.min(options.max_batch);
+        let mut tables = vec![0; TABLES];
+        for bits in Bits::ALL {
+            tables[256 * bits.get()..][..256].copy_from_slice(&layout::entries(bits));
+        }
+        Ok(Self {
+            buffers,
+            tables: Buffer::of(&tables)?,
+            cache: Buffer::zeroed(pages * PAGE_TOKENS * kv_token_bytes(config) * config.layers)?,
+            partial: Buffer::zeroed(4 * config.heads * splits * (config.head_dim + 2))?,
+            arrived: Buffer::zeroed(4 * groups)?,
+            failed: Buffer::zeroed(4)?,
+            step: Buffer::zeroed(4 * step_words)?,
+            step_words,
+            host_steps: Pinned::zeroed(queue * step_words)?,
+            host_logits: Pinned::zeroed(queue * config.vocab)?,
+            _scratch: scratch,
+        })
+    }
+
+    /// What the kernels are started with, for the whole of `plan`.
+    pub(crate) fn run(
+        &self,
+        config: &ModelConfig,
+        model: &Model,
+        plan: &Plan,
+        patience: u64,
+    ) -> Result<(abi::Run, [Buffer; 2]), MachineError> {
+        let (program, entries) = (Buffer::of_bytes(&plan.instruction_bytes())?, Buffer::of(&plan.entries)?);
+        let step = |word: usize| self.step.at() + 4 * word as u64;
+        let run = abi::Run {
+            program: program.at(),
+            instructions: plan.instructions.len() as i32,
+            entries: entries.at(),
+            entry_count: plan.entries.len() as i32,
+            model: plan.model(config, model)?,
+            tables: self.tables.at(),
+            embed_codes: model.embedding.codes.at(),
+            embed_scales: model.embedding.scales.at(),
+            embed_bits: model.embedding.bits.get() as i32,
+            rope: step(STEP_HEAD),
+            token: step(2),
+            pages: step(STEP_HEAD + config.rope.dim),
+            cache: self.cache.at(),
+            layers: config.layers as i32,
+            x: self.buffers.x,
+            q: self.buffers.q,
+            a: self.buffers.a,
+            partial: self.partial.at(),
+            arrived: self.arrived.at(),
+            barrier: step(0),
+            failed: self.failed.at(),
+            patience,
+        };
+        Ok((run, [program, entries]))
+    }
+
+    /// Writes a token's step into place `slot` of the queue: the barrier's counter (0), token, position, cosines and
+    /// sines of the position, and the pages of its sequence.
+    pub(crate) fn stage(&mut self, slot: usize, row: &BatchRow, rope: &RopeTable, pages: &[u32]) {
+        let step = &mut self.host_steps.as_mut()[slot * self.step_words..(slot + 1) * self.step_words];
+        let (head, rest) = step.split_at_mut(STEP_HEAD);
+        head.copy_from_slice(&[0, 0, row.token, row.position as u32]);
+        let (angles, table) = rest.split_at_mut(2 * rope.pairs());
+        let (cos, sin) = bytemuck::cast_slice_mut(angles).split_at_mut(rope.pairs());
+        rope.fill(row.position, row.rope_length, cos, sin);
+        table[..pages.len()].copy_from_slice(pages);
+    }
+}

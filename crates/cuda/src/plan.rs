@@ -1,0 +1,213 @@
+//! The program as the kernels run it: instructions with their operands, and what a block needs of shared memory.
+
+use upg_format::{ModelConfig, TensorKind};
+use upg_pdvm::{MachineError, Op, Program, rotation};
+
+use crate::{
+    abi::{self, Instruction, Kind, Sizes},
+    layout,
+    load::{Matrix, Model},
+};
+
+/// Addresses of the buffers that instructions pass numbers in.
+#[derive(Clone, Copy)]
+pub(crate) struct Buffers {
+    /// Residual stream, `[hidden]`.
+    pub x: u64,
+    /// Queries, keys and values, `[q_width + 2 kv_width]`.
+    pub q: u64,
+    /// Attention's output, `[q_width]`.
+    pub a: u64,
+    /// Inside of the MLP, `[mlp]`.
+    pub h: u64,
+    /// `[vocab]`, in whole units.
+    pub logits: u64,
+}
+
+/// Instructions in order, and all their matrices as (instruction, matrix).
+pub(crate) struct Plan {
+    pub instructions: Vec<Instruction>,
+    pub entries: Vec<[i32; 2]>,
+    /// Instructions and entries before the head's: what a token runs whose logits nobody wants.
+    pub body: (usize, usize),
+}
+
+impl Plan {
+    /// Lowers `program` to instructions over the weights of `model`.
+    pub(crate) fn new(program: &Program, model: &Model, buffers: &Buffers) -> Result<Self, MachineError> {
+        let mut plan = Self { instructions: vec![], entries: vec![], body: (0, 0) };
+        for op in &program.ops {
+            plan.lower(*op, &program.config, model, buffers)?;
+        }
+        Ok(plan)
+    }
+
+    fn lower(
+        &mut self,
+        op: Op,
+        config: &ModelConfig,
+        model: &Model,
+        b: &Buffers,
+    ) -> Result<(), MachineError> {
+        use TensorKind::{Down, Embed, Gate, Head, K, KBias, O, Q, QBias, Up, V, VBias};
+        let matrix = |kind| model.matrix(op.layer().unwrap_or(0), kind);
+        let bias = |layer, kind| if config.qkv_bias { model.vector(layer, kind) } else { Ok(0) };
+        match op {
+            Op::Embed => self.instructions.push(Instruction::new(Kind::Embed, 0)),
+            Op::NormQkvRope { layer } => {
+                let mut qkv = linear(Kind::Qkv, layer, &[matrix(Q)?, matrix(K)?, matrix(V)?], (b.x, b.q));
+                for (m, kind) in qkv.matrix.iter_mut().zip([QBias, KBias, VBias]) {
+                    m.bias = bias(layer, kind)?;
+                }
+                self.push(Instruction { norm: 1, ..qkv });
+            }
+            Op::Attend { layer } => self.instructions.push(Instruction::new(Kind::Attend, layer)),
+            Op::OutAdd { layer } => self.push(linear(Kind::Out, layer, &[matrix(O)?], (b.a, b.x))),
+            Op::NormGateUp { layer } => {
+                let gate_up = linear(Kind::GateUp, layer, &[matrix(Gate)?, matrix(Up)?], (b.x, b.h));
+                // A block takes the same rows of both.
+                self.push(Instruction { norm: 1, units: gate_up.units / 2, ..gate_up });
+            }
+            Op::DownAdd { layer } => {
+                let mut down = linear(Kind::Down, layer, &[matrix(Down)?], (b.h, b.x));
+                let block = if config.rotation.is_some() { rotation::block(config.mlp) } else { 1 };
+                if block > abi::WARP_HADAMARD {
+                    let wide = Instruction::new(Kind::Hadamard, layer);
+                    let (cols, hadamard) = (config.mlp as i32, block as i32);
+                    self.instructions.push(Instruction { cols, hadamard, input: b.h, out: b.h, ..wide });
+                } else if block > 1 {
+                    down.hadamard = block as i32;
+                }
+                self.push(down);
+            }
+            Op::NormHead => {
+                self.body = (self.instructions.len(), self.entries.len());
+                if config.tied_embeddings {
+                    self.instructions.push(Instruction::new(Kind::HeadRotate, 0));
+                    self.push(linear(Kind::Head, 0, &[matrix(Embed)?], (b.x, b.logits)));
+                } else {
+                    let head = linear(Kind::Head, 0, &[matrix(Head)?], (b.x, b.logits));
+                    self.push(Instruction { norm: 1, ..head });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, mut instruction: Instruction) {
+        instruction.entry = self.entries.len() as i32;
+        let number = self.instructions.len() as i32;
+        self.entries.extend((0..instruction.matrices).map(|matrix| [number, matrix]));
+        self.instructions.push(instruction);
+    }
+
+    /// The instructions as the kernels read them.
+    pub(crate) fn instruction_bytes(&self) -> Vec<u8> {
+        let bytes = size_of_val(self.instructions.as_slice());
+        // SAFETY: `Instruction` is `repr(C)` and made of integers; its one gap of four bytes, before `input`, is made
+        // explicit by the type, so every byte is initialised.
+        unsafe { std::slice::from_raw_parts(self.instructions.as_ptr().cast::<u8>(), bytes) }.to_vec()
+    }
+
+    /// The model's numbers.
+    pub(crate) fn model(&self, config: &ModelConfig, model: &Model) -> Result<abi::Model, MachineError> {
+        let tied = config.tied_embeddings;
+        Ok(abi::Model {
+            hidden: config.hidden as i32,
+            heads: config.heads as i32,
+            kv_heads: config.kv_heads as i32,
+            head_dim: config.head_dim as i32,
+            mlp: config.mlp as i32,
+            vocab: config.vocab as i32,
+            rope_dim: config.rope.dim as i32,
+            window: config.sliding_window.unwrap_or(0) as i32,
+            eps: config.norm_eps,
+            head_block: if tied && config.rotation.is_some() {
+                rotation::block(config.hidden) as i32
+            } else {
+                0
+            },
+            head_gain: if tied { model.vector(0, TensorKind::FinalNorm)? } else { 0 },
+        })
+    }
+
+    /// An instruction's name for people.
+    pub(crate) fn describe(&self, instruction: usize) -> String {
+        match self.instructions.get(instruction) {
+            Some(i) => format!("instruction {instruction} ({} of layer {})", i.kind.name(), i.layer),
+            None => format!("instruction {instruction}"),
+        }
+    }
+}
+
+fn linear(kind: Kind, layer: usize, matrices: &[&Matrix], (input, out): (u64, u64)) -> Instruction {
+    let mut instruction = Instruction::new(kind, layer);
+    for (to, matrix) in instruction.matrix.iter_mut().zip(matrices) {
+        *to = matrix.abi(0);
+        instruction.cols = matrix.cols as i32;
+    }
+    instruction.matrices = matrices.len() as i32;
+    instruction.units = instruction.matrix.iter().map(|m| m.units).sum();
+    instruction.spans = layout::spans(instruction.cols as usize) as i32;
+    Instruction { input, out, ..instruction }
+}
+
+/// How a block is built: what fits the card's shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub warps: usize,
+    pub slots: usize,
+    pub sizes: Sizes,
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+}
+
+/// Query heads that attention takes together: they share a key/value head, and more than eight would not fit the
+/// registers.
+pub(crate) fn heads_a_group(config: &ModelConfig) -> usize {
+    let group = config.heads / config.kv_heads;
+    (1..=group.min(8)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1)
+}
+
+impl Block {
+    /// The largest block within `limit` bytes of shared memory; `None` where none fits. `grid` is how many blocks run
+    /// and `slot` the bytes of the largest tile.
+    pub(crate) fn fitting(
+        plan: &Plan,
+        config: &ModelConfig,
+        grid: usize,
+        slot: usize,
+        limit: usize,
+    ) -> Option<Self> {
+        const SHAPES: [(usize, usize); 6] =
+            [(abi::MAX_WARPS, 4), (abi::MAX_WARPS, 3), (abi::MAX_WARPS, 2), (8, 4), (8, 3), (8, 2)];
+        let blocks =
+            SHAPES.into_iter().map(|(warps, slots)| Self::new(plan, config, grid, slot, warps, slots));
+        blocks.into_iter().find(|block| block.shared <= limit)
+    }
+
+    fn new(plan: &Plan, config: &ModelConfig, grid: usize, slot: usize, warps: usize, slots: usize) -> Self {
+        let most = |f: &dyn Fn(&Instruction) -> usize| plan.instructions.iter().map(f).max().unwrap_or(0);
+        let spans = most(&|i| i.spans as usize);
+        let hadamard = most(&|i| if i.kind == Kind::Hadamard { i.hadamard as usize } else { 0 });
+        let rotate = if config.tied_embeddings { config.hidden } else { 0 };
+        let head = config.head_dim;
+        let attend = heads_a_group(config) * head + warps * (head + 2);
+        let act = (spans * abi::SPAN / 2).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
+        let share =
+            |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };
+        let sums = most(&|i| share(i) * abi::UNIT * 2);
+        let sizes = Sizes {
+            entries: plan.entries.len() as i32,
+            act_words: act as i32,
+            blocks: (spans * abi::SPAN / abi::BLOCK) as i32,
+            sums: sums as i32,
+        };
+        let shared = abi::TABLE_BYTES
+            + warps * slots * (slot + 8)
+            + plan.entries.len() * abi::ENTRY_BYTES
+            + 2 * size_of::<Instruction>()
+            + 4 * (act + 2 * warps + 4 + spans * abi::SPAN / abi::BLOCK + sums);
+        Self { warps, slots, sizes, shared }
+    }
+}
