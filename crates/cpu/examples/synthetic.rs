@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use upg_codec::Isa;
-use upg_cpu::CpuMachine;
+use upg_cpu::{CpuMachine, limits};
 use upg_format::ModelConfig;
 use upg_pdvm::{
     Logits, Machine, MachineOptions, Segment, Synthetic,
@@ -21,8 +21,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = ModelConfig { layers, ..phi4() };
     let weights = Synthetic::new(config, ten_to_one, 1);
     let options = MachineOptions { threads: Some(threads), max_batch: prompt.max(1), ..Default::default() };
+    let isa = Isa::from_env()?;
+    println!(
+        "limits: {:.1} GB/s read, {:.1} G weights/s in cache, {:.0} G multiply-adds/s",
+        limits::read_bandwidth(isa, threads)?,
+        limits::kernel_rate(isa, threads)?,
+        limits::multiply_peak(isa, threads)?
+    );
     let start = Instant::now();
-    let mut machine = CpuMachine::new(&weights, &options, Isa::from_env()?, &mut |_| ())?;
+    let mut machine = CpuMachine::new(&weights, &options, isa, &mut |_| ())?;
     let info = machine.info();
     println!("{}: made in {:.1} s", info.detail, start.elapsed().as_secs_f64());
     let mut logits = vec![0.0; machine.program().config.vocab];
