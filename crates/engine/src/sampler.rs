@@ -26,7 +26,7 @@ pub struct SamplingOptions {
     pub presence_penalty: f32,
     /// Subtracted from the logits of tokens in the window once per occurrence; -2 to 2.
     pub frequency_penalty: f32,
-    /// Tokens that the penalties look back on, the prompt's included; up to 65,536.
+    /// Tokens that the penalties look back on, the prompt's included; up to 8,192.
     pub penalty_window: usize,
     /// Seed of the random numbers; `None`: a fresh one, which [`Sampler::seed`] tells.
     pub seed: Option<u64>,
@@ -72,7 +72,7 @@ impl SamplingOptions {
         within("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "from 0.01 to 100")?;
         within("presence_penalty", self.presence_penalty, -2.0, 2.0, "from -2 to 2")?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "from -2 to 2")?;
-        within("penalty_window", self.penalty_window as f32, 0.0, 65_536.0, "from 0 to 65536")?;
+        within("penalty_window", self.penalty_window as f32, 0.0, 8192.0, "from 0 to 8192")?;
         within("logprobs", self.logprobs.unwrap_or(0) as f32, 0.0, 1000.0, "from 0 to 1000")
     }
 

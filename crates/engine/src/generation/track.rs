@@ -22,7 +22,8 @@ impl Track {
     ) -> Result<Self, EngineError> {
         options.validate()?;
         let mut sampler = Sampler::new(&options.sampling, vocab)?;
-        prompt.iter().for_each(|&token| sampler.accept(token));
+        let seen = prompt.len().saturating_sub(options.sampling.penalty_window);
+        prompt[seen..].iter().for_each(|&token| sampler.accept(token));
         let max_tokens = options.max_tokens.unwrap_or(usize::MAX);
         Ok(Self {
             sampler,

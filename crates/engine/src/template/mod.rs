@@ -72,7 +72,11 @@ impl TemplateInput<'_> {
     /// The caller's part of the variables.
     fn variables(&self) -> Result<Value, TemplateError> {
         let messages = serde_json::to_value(self.messages);
-        let messages = messages.map_err(|error| TemplateError::Render(error.to_string()))?;
+        let mut messages = messages.map_err(|error| TemplateError::Render(error.to_string()))?;
+        // As in transformers: programs send `"content": null`, and templates would write None.
+        for message in messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            message.retain(|_, value| !value.is_null());
+        }
         let mut variables = self.extra.cloned().unwrap_or_default();
         variables.insert("messages".into(), messages);
         // None, not an empty list, as transformers has it: templates ask `tools is not none`.
@@ -120,7 +124,7 @@ impl ChatTemplate {
             return Err(TemplateError::Compile(format!("it has {} bytes", source.len())));
         }
         let mut environment = environment().map_err(compile)?;
-        environment.add_template_owned("chat", source.to_owned()).map_err(compile)?;
+        environment.add_template_owned("chat", without_generation_tags(source)).map_err(compile)?;
         Ok(Self { environment, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
     }
 
@@ -192,6 +196,24 @@ fn environment() -> Result<Environment<'static>, Error> {
     });
     environment.add_function("strftime_now", strftime_now);
     Ok(environment)
+}
+
+/// Replaces `{% generation %}` … `{% endgeneration %}`, with which transformers marks the assistant's tokens for training,
+/// by a condition that always holds.
+fn without_generation_tags(source: &str) -> String {
+    let mut pieces = source.split("{%");
+    let mut out = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        out.push_str("{%");
+        let (tag, rest) = piece.split_at(piece.find("%}").unwrap_or(0));
+        match tag.trim_matches(['-', '+']).trim() {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        out.push_str(rest);
+    }
+    out
 }
 
 /// The local time, formatted as Python's `datetime.now().strftime` does.

@@ -141,6 +141,12 @@ fn innocent_prompts_are_encoded_in_one_piece() {
 }
 
 #[test]
+fn tags_for_training_change_nothing() {
+    let source = "a {%- generation %} b {{ '{% generation' }}{% endgeneration -%} c";
+    assert_eq!(template(source).render(&input(&[])).unwrap(), "a b {% generationc");
+}
+
+#[test]
 fn a_template_that_refuses_is_quoted() {
     let source = "{{ raise_exception('Roles must alternate') }}";
     let error = template(source).render(&input(&[])).unwrap_err().to_string();
