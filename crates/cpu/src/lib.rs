@@ -23,5 +23,6 @@ mod per_isa;
 mod pool;
 mod quantize;
 mod scratch;
+mod self_check;
 
 pub use machine::CpuMachine;

@@ -12,6 +12,7 @@ use crate::{
     ops::MAX_STEP,
     pool::Pool,
     scratch::{Scratch, ThreadScratch},
+    self_check,
 };
 
 /// The CPU machine.
@@ -49,6 +50,7 @@ impl CpuMachine {
     ) -> Result<Self, MachineError> {
         let config = weights.config();
         let threads = check(config, options, isa)?;
+        self_check::check(isa)?;
         let pool = Pool::new(threads).map_err(|error| {
             MachineError::Device(format!("no {threads} threads can be started ({error}): ask for fewer"))
         })?;
