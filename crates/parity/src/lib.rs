@@ -5,3 +5,4 @@
 
 pub mod golden;
 pub mod logits;
+pub mod templates;
