@@ -119,11 +119,11 @@ per_isa! {
     /// A number that needs every byte of `bytes` (a multiple of 128 long), at less cost than loading them.
     fn digest(bytes: &[u8]) -> u64 {
         let mut lanes = [0_u64; 16];
-        for chunk in bytes.chunks_exact(128) {
-            for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(8)) {
-                let mut le = [0; 8];
-                le.copy_from_slice(word);
-                *lane ^= u64::from_le_bytes(le);
+        let (chunks, _) = bytes.as_chunks::<128>();
+        for chunk in chunks {
+            let (words, _) = chunk.as_chunks::<8>();
+            for (lane, word) in lanes.iter_mut().zip(words) {
+                *lane ^= u64::from_ne_bytes(*word);
             }
         }
         lanes.into_iter().fold(0, |all, lane| all.rotate_left(1) ^ lane)

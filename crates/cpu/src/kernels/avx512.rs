@@ -29,6 +29,12 @@ pub(super) const OFFSET: u8 = 128;
 /// Rows whose products with many tokens are lanes of a vector.
 pub(super) const ROWS: usize = 16;
 
+/// Vectors of rows that are multiplied together: each broadcast activation then serves for two.
+pub(super) const PAIR: usize = 2;
+
+/// A decoded block: for each step, four columns of each row.
+pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
+
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
 
@@ -198,9 +204,10 @@ pub(super) unsafe fn decode<const K: usize>(
     }
 }
 
-/// Turns a decoded block of [`ROWS`] rows of [`BLOCK`] bytes into [`STEPS`] vectors of one dword a row.
+/// Turns a decoded block of [`ROWS`] rows of [`BLOCK`] bytes into vectors of one dword a row: those at `place` of every
+/// step.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], steps: &mut [[u8; VECTOR]; STEPS]) {
+pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], place: usize, steps: &mut Steps) {
     for (part, steps) in steps.chunks_exact_mut(ROWS).enumerate() {
         let row = |i: usize| {
             let bytes = &rows[i][part * VECTOR..][..VECTOR];
@@ -232,23 +239,23 @@ pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], steps: &mut [[u8; VECTOR]; S
             ];
             for (lane, column) in columns.into_iter().enumerate() {
                 // SAFETY: a step is a vector long.
-                unsafe { _mm512_storeu_si512(steps[4 * lane + k].as_mut_ptr().cast(), column) };
+                unsafe { _mm512_storeu_si512(steps[4 * lane + k][place].as_mut_ptr().cast(), column) };
             }
         }
     }
 }
 
-/// The totals of one token and [`ROWS`] rows: the even rows' and the odd rows'.
+/// The totals of one token and [`PAIR`] times [`ROWS`] rows: the even rows' and the odd rows' of each vector.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Totals([[i64; ROWS / 2]; 2]);
+pub(super) struct Totals([[[i64; ROWS / 2]; 2]; PAIR]);
 
 impl Totals {
-    pub(super) const ZERO: Self = Self([[0; ROWS / 2]; 2]);
+    pub(super) const ZERO: Self = Self([[[0; ROWS / 2]; 2]; PAIR]);
 
     /// The total of a row.
     pub(super) fn row(&self, row: usize) -> i64 {
-        self.0[row % 2][row / 2]
+        self.0[row / ROWS][row % 2][row % ROWS / 2]
     }
 }
 
@@ -258,32 +265,38 @@ impl Totals {
 /// `activations` points to a dword for each of the first `steps` steps, `steps` being at most [`STEPS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn tokens<const T: usize>(
-    decoded: &[[u8; VECTOR]; STEPS],
+    decoded: &Steps,
     steps: usize,
     activations: [*const i32; T],
     multipliers: [i32; T],
     totals: &mut [Totals; T],
 ) {
-    let mut sums = [_mm512_setzero_si512(); T];
-    for (step, weights) in decoded[..steps].iter().enumerate() {
-        // SAFETY: a step is a vector long; the caller's activations.
+    let mut sums = [[_mm512_setzero_si512(); PAIR]; T];
+    for (step, [first, second]) in decoded[..steps].iter().enumerate() {
+        // SAFETY: each half of a step is a vector long; the caller's activations.
         unsafe {
-            let weights = _mm512_loadu_si512(weights.as_ptr().cast());
-            for (sum, activations) in sums.iter_mut().zip(activations) {
+            let first = _mm512_loadu_si512(first.as_ptr().cast());
+            let second = _mm512_loadu_si512(second.as_ptr().cast());
+            for (sums, activations) in sums.iter_mut().zip(activations) {
                 let activations = _mm512_set1_epi32(activations.add(step).read_unaligned());
-                *sum = _mm512_dpbusd_epi32(*sum, weights, activations);
+                sums[0] = _mm512_dpbusd_epi32(sums[0], first, activations);
+                sums[1] = _mm512_dpbusd_epi32(sums[1], second, activations);
             }
         }
     }
     for ((totals, sums), multiplier) in totals.iter_mut().zip(sums).zip(multipliers) {
         let multiplier = _mm512_set1_epi32(multiplier);
-        let products =
-            [_mm512_mul_epi32(sums, multiplier), _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), multiplier)];
-        for (total, product) in totals.0.iter_mut().zip(products) {
-            // SAFETY: eight 64-bit totals are a vector.
-            unsafe {
-                let total = total.as_mut_ptr().cast();
-                _mm512_storeu_si512(total, _mm512_add_epi64(_mm512_loadu_si512(total), product));
+        for (totals, sums) in totals.0.iter_mut().zip(sums) {
+            let products = [
+                _mm512_mul_epi32(sums, multiplier),
+                _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), multiplier),
+            ];
+            for (total, product) in totals.iter_mut().zip(products) {
+                // SAFETY: eight 64-bit totals are a vector.
+                unsafe {
+                    let total = total.as_mut_ptr().cast();
+                    _mm512_storeu_si512(total, _mm512_add_epi64(_mm512_loadu_si512(total), product));
+                }
             }
         }
     }

@@ -1,9 +1,12 @@
-//! Products in AVX-512: a row and one token, or sixteen rows and many.
+//! Products in AVX-512: a row and one token, or 32 rows and many.
 
 use std::ops::Range;
 
 use super::{
-    avx512::{BLOCK_CHUNKS, Constants, OFFSET, ROWS, STEPS, Totals, VECTOR, decode, gemv, tokens, transpose},
+    avx512::{
+        BLOCK_CHUNKS, Constants, OFFSET, PAIR, ROWS, STEPS, Steps, Totals, VECTOR, decode, gemv, tokens,
+        transpose,
+    },
     for_bits, output,
 };
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
 };
 
 /// The most tokens whose sums the registers hold.
-const MAX_TOKENS: usize = 16;
+const MAX_TOKENS: usize = 8;
 
 /// A thread's memory for products with several tokens.
 pub(super) struct Buffers {
@@ -23,16 +26,18 @@ pub(super) struct Buffers {
     tokens: usize,
 }
 
-/// A block of columns of [`ROWS`] rows.
+/// A block of columns.
 #[repr(align(64))]
 struct Decoded {
+    /// Of [`ROWS`] rows, row after row.
     rows: [[u8; BLOCK]; ROWS],
-    steps: [[u8; VECTOR]; STEPS],
+    /// Of [`PAIR`] times as many, step after step.
+    steps: Steps,
 }
 
 impl Buffers {
     pub(super) fn new(tokens: usize) -> Self {
-        let decoded = Decoded { rows: [[0; BLOCK]; ROWS], steps: [[0; VECTOR]; STEPS] };
+        let decoded = Decoded { rows: [[0; BLOCK]; ROWS], steps: [[[0; VECTOR]; PAIR]; STEPS] };
         Self { decoded: Box::new(decoded), totals: Vec::with_capacity(tokens), tokens }
     }
 }
@@ -80,19 +85,13 @@ pub(super) fn several(
     assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
     let constants = Constants::new(matrix.bits);
     let Buffers { decoded, totals, .. } = buffers;
-    for first in rows.clone().step_by(ROWS) {
-        let end = rows.end.min(first + ROWS);
+    for first in rows.clone().step_by(PAIR * ROWS) {
+        let end = rows.end.min(first + PAIR * ROWS);
         totals.clear();
         totals.resize(tokens.len(), Totals::ZERO);
         for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
             let count = (chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS);
-            for (row, to) in (first..end).zip(&mut decoded.rows) {
-                let codes = codes_from(matrix, row, block * BLOCK_CHUNKS);
-                // SAFETY: as in `single`; a row of `decoded` has room for a block.
-                unsafe { for_bits!(matrix.bits, decode(codes, count, &constants, to.as_mut_ptr())) };
-            }
-            // SAFETY: this layout is chosen only where the processor has AVX-512.
-            unsafe { transpose(&decoded.rows, &mut decoded.steps) };
+            decode_block(matrix, first..end, block, count, &constants, decoded);
             multiply_block(&decoded.steps, count * CHUNK / 4, tokens, block, totals);
         }
         for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
@@ -105,19 +104,33 @@ pub(super) fn several(
     }
 }
 
-/// Multiplies a decoded block by all tokens, as many at a time as the registers hold.
-fn multiply_block(
-    decoded: &[[u8; VECTOR]; STEPS],
-    steps: usize,
-    tokens: &[Quantized],
+/// Decodes a block (`count` chunks) of some rows. Where there are fewer than `decoded` has room for, the others' steps
+/// are left as they are: their sums are not used.
+fn decode_block(
+    matrix: &T8,
+    rows: Range<usize>,
     block: usize,
-    totals: &mut [Totals],
+    count: usize,
+    constants: &Constants,
+    decoded: &mut Decoded,
 ) {
+    for (place, first) in rows.clone().step_by(ROWS).enumerate() {
+        for (row, to) in (first..rows.end).zip(&mut decoded.rows) {
+            let codes = codes_from(matrix, row, block * BLOCK_CHUNKS);
+            // SAFETY: as in `single`; a row of `decoded` has room for a block.
+            unsafe { for_bits!(matrix.bits, decode(codes, count, constants, to.as_mut_ptr())) };
+        }
+        // SAFETY: this layout is chosen only where the processor has AVX-512.
+        unsafe { transpose(&decoded.rows, place, &mut decoded.steps) };
+    }
+}
+
+/// Multiplies a decoded block by all tokens, as many at a time as the registers hold.
+fn multiply_block(decoded: &Steps, steps: usize, tokens: &[Quantized], block: usize, totals: &mut [Totals]) {
     let (mut tokens, mut totals) = (tokens, totals);
     while !tokens.is_empty() {
         let count = match tokens.len() {
             MAX_TOKENS.. => MAX_TOKENS,
-            8.. => 8,
             4.. => 4,
             2.. => 2,
             _ => 1,
@@ -126,7 +139,6 @@ fn multiply_block(
         let (now_totals, later_totals) = totals.split_at_mut(count);
         match count {
             MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(decoded, steps, now, block, now_totals),
-            8 => multiply_tokens::<8>(decoded, steps, now, block, now_totals),
             4 => multiply_tokens::<4>(decoded, steps, now, block, now_totals),
             2 => multiply_tokens::<2>(decoded, steps, now, block, now_totals),
             _ => multiply_tokens::<1>(decoded, steps, now, block, now_totals),
@@ -136,7 +148,7 @@ fn multiply_block(
 }
 
 fn multiply_tokens<const T: usize>(
-    decoded: &[[u8; VECTOR]; STEPS],
+    decoded: &Steps,
     steps: usize,
     batch: &[Quantized],
     block: usize,

@@ -75,7 +75,8 @@ pub(super) unsafe fn tokens<const T: usize>(
     for step in 0..steps {
         // SAFETY: the caller's decoded weights and activations, a step at a time.
         unsafe {
-            let weights = [0, 1].map(|tile| load!(decoded.add((2 * step + tile) * VECTOR)));
+            let weights =
+                [load!(decoded.add(2 * step * VECTOR)), load!(decoded.add((2 * step + 1) * VECTOR))];
             for (sums, activations) in sums.iter_mut().zip(activations) {
                 let activations = broadcast!(activations.add(4 * step));
                 for (sum, weights) in sums.iter_mut().zip(weights) {
