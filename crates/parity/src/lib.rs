@@ -5,4 +5,6 @@
 
 pub mod golden;
 pub mod logits;
+pub mod phi4;
 pub mod templates;
+pub mod tokens;
