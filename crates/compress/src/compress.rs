@@ -11,11 +11,14 @@ use half::f16;
 use upg_checkpoint::Checkpoint;
 use upg_codec::{Bits, GROUP};
 use upg_format::{
-    Encoding, Header, Provenance, RotationConfig, Section, TensorName, TensorStats, UpgFile, UpgWriter,
+    Encoding, Header, Provenance, RotationConfig, Section, TensorKind, TensorName, TensorStats, UpgFile,
+    UpgWriter,
 };
 
 use crate::{
-    CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport, peak_rss,
+    CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport,
+    calibrate::{Calibration, MATRICES, Outcome, Store, Walk, values},
+    peak_rss,
     plan::{PlannedTensor, allocate},
     round::{Energy, RowTooLarge, round_rows},
     source::identify,
@@ -34,11 +37,18 @@ pub struct Options {
     pub sensitivities: Option<Sensitivities>,
     /// A plan in JSON (see [`Plan::to_json`]) to follow instead of allocating; the target is then only a limit.
     pub plan: Option<String>,
+    /// Text to round by (see [`Calibration`]); `None`: each weight to the nearest code.
+    pub calibration: Option<Calibration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rotation: Some(RotationConfig { seed: 0 }), sensitivities: None, plan: None }
+        Self {
+            rotation: Some(RotationConfig { seed: 0 }),
+            sensitivities: None,
+            plan: None,
+            calibration: None,
+        }
     }
 }
 
@@ -59,7 +69,7 @@ pub fn compress(
 ) -> Result<Report, CompressError> {
     let start = Instant::now();
     let folded = Folded::new(checkpoint, options.rotation);
-    let header = header(checkpoint, &folded, target, progress)?;
+    let header = header(checkpoint, &folded, target, options, progress)?;
     let overhead = UpgWriter::overhead(&header, checkpoint.tokenizer_json())?;
     let plan = plan(&folded, target, options, overhead)?;
     progress.planned(&plan, memory(&folded, &plan));
@@ -68,8 +78,13 @@ pub fn compress(
     let writer = UpgWriter::create_or_resume(out, &header, checkpoint.tokenizer_json(), &encodings)?;
     let mut job = Job { folded: &folded, writer, progress, cancel, numbers: Vec::new() };
     let mut weights = 0;
-    for tensor in plan.tensors() {
+    // Matrices of layers come last where they are rounded by text that passes through all before them.
+    let later = |t: &&PlannedTensor| options.calibration.is_some() && MATRICES.contains(&t.name.kind());
+    for tensor in plan.tensors().iter().filter(|t| !later(t)) {
         weights += job.tensor(tensor)?;
+    }
+    if let Some(calibration) = &options.calibration {
+        weights += job.calibrated(&plan, calibration)?;
     }
     let file_bytes = job.writer.finish()?;
     let tensors = measured(out)?;
@@ -82,19 +97,24 @@ fn header(
     checkpoint: &dyn Checkpoint,
     folded: &Folded<'_>,
     target: Target,
+    options: &Options,
     progress: &dyn Progress,
 ) -> Result<Header, CompressError> {
     progress.message("Hashing the checkpoint");
     let source = checkpoint.sources().iter().map(|path| identify(path)).collect::<Result<_, _>>()?;
+    let rounding = match options.calibration {
+        None => "nearest; row scales by least squares",
+        Some(_) => "LDLQ in blocks of 32; row scales by least squares of the outputs",
+    };
     let settings = [
         ("checkpoint", checkpoint.describe()),
         ("target", target.to_string()),
-        ("rounding", "nearest; row scales by least squares".to_owned()),
+        ("rounding", rounding.to_owned()),
     ];
     let provenance = Provenance {
         source,
         tool: concat!("upg ", env!("CARGO_PKG_VERSION")).to_owned(),
-        calibration: None,
+        calibration: options.calibration.as_ref().map(Calibration::describe),
         settings: settings
             .map(|(key, value)| (key.to_owned(), value))
             .into_iter()
@@ -185,6 +205,18 @@ impl Job<'_> {
         Ok(tensor.weights())
     }
 
+    /// Brings the matrices of all layers into the file, rounded by the text, and returns the weights that this took.
+    fn calibrated(&mut self, plan: &Plan, calibration: &Calibration) -> Result<u64, CompressError> {
+        let mut store = Layers { job: self, plan, weights: 0 };
+        let embedding = store.numbers(TensorName::global(TensorKind::Embed))?;
+        let mut walk = Walk::new(store.job.folded, calibration, &embedding, store.job.progress)?;
+        drop(embedding);
+        for layer in 0..store.job.folded.config().layers {
+            walk.layer(layer, &mut store)?;
+        }
+        Ok(store.weights)
+    }
+
     fn t8(
         &mut self,
         name: TensorName,
@@ -221,5 +253,91 @@ impl Job<'_> {
         self.writer.write(name, Section::Plain, (rows.start * cols * 4) as u64, bytes)?;
         // Without error: no ratio to report.
         Ok(Energy::default())
+    }
+}
+
+fn halves(bytes: &[u8]) -> Vec<f16> {
+    bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect()
+}
+
+/// The file as the place where calibrated matrices go.
+struct Layers<'j, 'a> {
+    job: &'j mut Job<'a>,
+    plan: &'j Plan,
+    /// Put there in this run.
+    weights: u64,
+}
+
+impl Layers<'_, '_> {
+    fn planned(&self, name: TensorName) -> Result<&PlannedTensor, CompressError> {
+        let missing = || CompressError::Plan(format!("the plan lacks {name}"));
+        self.plan.tensors().iter().find(|t| t.name == name).ok_or_else(missing)
+    }
+
+    /// A finished tensor's numbers, read back from the file.
+    fn numbers(&self, name: TensorName) -> Result<Vec<f32>, CompressError> {
+        let tensor = self.planned(name)?;
+        let read = |section| self.job.writer.read(name, section);
+        Ok(match tensor.encoding {
+            Encoding::T8(bits) => {
+                let (scales, codes) = (read(Section::Scales)?, read(Section::Codes)?);
+                values(bits, &halves(&scales), &codes, tensor.shape[1])
+            }
+            Encoding::F16 => halves(&read(Section::Plain)?).iter().map(|x| x.to_f32()).collect(),
+            Encoding::F32 => {
+                let bytes = read(Section::Plain)?;
+                bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            }
+        })
+    }
+}
+
+impl Store for Layers<'_, '_> {
+    fn finished(&mut self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError> {
+        if self.job.cancel.load(Ordering::Relaxed) {
+            return Err(CompressError::Cancelled);
+        }
+        let PlannedTensor { encoding, .. } = *self.planned(name)?;
+        let weights = self.planned(name)?.weights();
+        if !self.job.writer.is_done(name) {
+            return Ok(None);
+        }
+        self.job.progress.started(name, encoding, weights);
+        self.job.progress.advanced(weights);
+        self.job.progress.finished(name, None);
+        self.numbers(name).map(Some)
+    }
+
+    fn start(&mut self, name: TensorName) -> Result<Encoding, CompressError> {
+        let planned = *self.planned(name)?;
+        self.job.progress.started(name, planned.encoding, planned.weights());
+        Ok(planned.encoding)
+    }
+
+    fn put(&mut self, name: TensorName, outcome: Outcome<'_>) -> Result<(), CompressError> {
+        let PlannedTensor { shape: [rows, cols], encoding, .. } = *self.planned(name)?;
+        let weights = (rows * cols) as u64;
+        let job = &mut *self.job;
+        let energy = match outcome {
+            Outcome::Rounded(rounded) => {
+                job.writer.write(name, Section::Scales, 0, cast_slice(&rounded.scales))?;
+                job.writer.write(name, Section::Codes, 0, &rounded.codes)?;
+                rounded.energy
+            }
+            Outcome::Kept(numbers) => {
+                job.numbers.clear();
+                job.numbers.extend_from_slice(numbers);
+                match encoding {
+                    Encoding::F16 => job.f16(name, cols, &(0..rows))?,
+                    _ => job.f32(name, cols, &(0..rows))?,
+                }
+            }
+        };
+        let snr_db = energy.snr_db();
+        job.writer.finish_tensor(name, snr_db.map(|snr_db| TensorStats { snr_db }))?;
+        job.progress.advanced(weights);
+        job.progress.finished(name, snr_db);
+        self.weights += weights;
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@ use std::{io, path::PathBuf};
 
 use upg_checkpoint::CheckpointError;
 use upg_format::{FormatError, TensorName};
+use upg_pdvm::WeightsError;
 
 use crate::Target;
 
@@ -11,6 +12,12 @@ pub enum CompressError {
     /// The checkpoint could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Weights could not be read for a forward pass.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Text that a forward pass cannot run on.
+    #[error("{0}")]
+    Text(String),
     /// The file could not be written.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -32,6 +39,11 @@ pub enum CompressError {
         /// The number.
         value: f32,
     },
+    /// Calibration text makes the model overflow.
+    #[error(
+        "the inputs of {0} are not finite on the calibration text; check the checkpoint, or calibrate on other text"
+    )]
+    Activations(TensorName),
     /// A row's numbers are too large for its scale, an `f16`, or for an `f16` tensor.
     #[error("row {row} of {name} is too large for f16 scales; plan this tensor as f32")]
     TooLarge {

@@ -5,6 +5,7 @@
 //! before the first row is read. The same checkpoint, target and options give the same bytes on any number of
 //! threads, interrupted or not.
 
+pub mod calibrate;
 mod compress;
 mod error;
 pub mod fold;

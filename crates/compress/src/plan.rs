@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde::{Serialize, Serializer};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, MapAccess, Visitor},
+};
 use upg_codec::Bits;
 use upg_format::{Encoding, ModelConfig, TensorName};
 
@@ -110,9 +113,10 @@ impl Plan {
     /// Reads the plan that [`Plan::to_json`] wrote, perhaps edited since.
     ///
     /// # Errors
-    /// [`CompressError::Plan`] where it is no JSON object of encodings, or its tensors are not just those of the model.
+    /// [`CompressError::Plan`] where it is no JSON object of encodings, names a tensor twice, or its tensors are not just
+    /// those of the model.
     pub fn from_json(json: &str, config: &ModelConfig, overhead: u64) -> Result<Self, CompressError> {
-        let encodings: BTreeMap<String, Encoding> = serde_json::from_str(json)
+        let Unique(encodings) = serde_json::from_str(json)
             .map_err(|e| CompressError::Plan(format!("the plan is not one: {e}")))?;
         let names = TensorName::of_upg(config);
         if let Some(missing) = names.iter().find(|name| !encodings.contains_key(&name.to_string())) {
@@ -163,6 +167,36 @@ impl Plan {
     /// Bits of the whole file a parameter.
     pub fn bits_per_weight(&self) -> f64 {
         8.0 * self.file_bytes() as f64 / self.parameters as f64
+    }
+}
+
+/// Encodings by name. A name that comes twice is an error: serde's maps would keep the last without a word.
+struct Unique(BTreeMap<String, Encoding>);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Unique;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object from tensor names to encodings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique, A::Error> {
+                let mut encodings = BTreeMap::new();
+                while let Some((name, encoding)) = map.next_entry::<String, Encoding>()? {
+                    if encodings.contains_key(&name) {
+                        return Err(A::Error::custom(format!("{name:?} comes twice")));
+                    }
+                    encodings.insert(name, encoding);
+                }
+                Ok(Unique(encodings))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
     }
 }
 

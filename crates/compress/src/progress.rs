@@ -13,6 +13,10 @@ pub trait Progress: Sync {
     /// A tensor of `weights` weights is begun.
     fn started(&self, _name: TensorName, _encoding: Encoding, _weights: u64) {}
 
+    /// How it will be rounded: the damping of the feedback (`None`: no feedback), and the error of its outputs on text held
+    /// out, relative to rounding without feedback.
+    fn calibrated(&self, _name: TensorName, _damping: Option<f64>, _relative: f64) {}
+
     /// `weights` more weights of it are done (all of them at once where an earlier run had finished it).
     fn advanced(&self, _weights: u64) {}
 

@@ -38,6 +38,11 @@ impl Sensitivities {
         Self(TensorName::of_upg(config).into_iter().map(|name| (name, harm(name))).collect())
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (TensorName, f64)> + '_ {
+        self.0.iter().map(|(name, harm)| (*name, *harm))
+    }
+
     /// The sensitivity of one tensor.
     pub fn of(&self, name: TensorName) -> f64 {
         self.0.get(&name).copied().unwrap_or(0.0)

@@ -108,6 +108,15 @@ fn impossible_targets_name_the_smallest_possible() {
 }
 
 #[test]
+fn a_plan_that_names_a_tensor_twice_is_refused() {
+    let config = middling();
+    let plan = allocate(&config, &Sensitivities::prior(&config), Target::Ratio(9.0), OVERHEAD).unwrap();
+    let json = plan.to_json().replacen('{', "{\"layers.0.q\": \"t8-8\",", 1);
+    let error = Plan::from_json(&json, &config, OVERHEAD).unwrap_err().to_string();
+    assert!(error.contains("\"layers.0.q\" comes twice"), "{error}");
+}
+
+#[test]
 fn json_and_back() {
     let config = middling();
     let plan = allocate(&config, &Sensitivities::prior(&config), Target::Ratio(9.0), OVERHEAD).unwrap();

@@ -138,6 +138,26 @@ impl UpgWriter {
         Ok(())
     }
 
+    /// The bytes of a section of a finished tensor, by this run or an interrupted one: what a later tensor is made from.
+    ///
+    /// # Errors
+    /// [`FormatError::Incomplete`] for a tensor that is not finished, [`FormatError::OutOfSection`] for one that has no
+    /// such section; or I/O.
+    pub fn read(&self, name: TensorName, section: Section) -> Result<Vec<u8>, FormatError> {
+        let &position = self.positions.get(&name).ok_or(FormatError::UnexpectedTensor(name))?;
+        let entry = &self.layout.index.tensors[position];
+        if let State::Open(written) = self.states[position] {
+            return Err(FormatError::Incomplete { name, written, expected: Section::sizes(entry) });
+        }
+        let outside = FormatError::OutOfSection { name, section, offset: 0, length: 0 };
+        let (start, size) = section.range(entry).ok_or(outside)?;
+        let mut bytes = vec![0; size as usize];
+        let mut file = &self.file;
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(|source| FormatError::io("read", &self.part, source))?;
+        Ok(bytes)
+    }
+
     /// Declares a tensor complete: its bytes are hashed and entered in the journal.
     ///
     /// # Errors

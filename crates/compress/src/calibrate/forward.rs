@@ -1,0 +1,340 @@
+//! A batched f32 forward pass, layer by layer: what calibration and measuring run a model with.
+//!
+//! Texts are sequences of one length that start at position 0 and do not see each other. All of them pass a layer
+//! before the next one is loaded, so one layer of weights is in memory at a time. Each instruction is that of
+//! `upg_pdvm::ReferenceMachine`, over whole sequences.
+
+use rayon::prelude::*;
+use upg_codec::decode_row;
+use upg_format::{ModelConfig, TensorKind, TensorName};
+use upg_pdvm::{
+    Tensor, Weights,
+    rope::{RopeTable, rotate},
+    rotation::{Rotation, block, hadamard},
+};
+
+use super::linalg::{Into, View, ViewMut, multiply};
+use crate::CompressError;
+
+/// Activations of some sequences: `[sequences, ctx, width]`.
+pub(crate) type Activations = Vec<f32>;
+
+/// What all layers share: the model's shape, and cosines and sines of every position.
+pub(crate) struct Forward {
+    pub(crate) config: ModelConfig,
+    /// Tokens of a sequence.
+    pub(crate) ctx: usize,
+    /// `[ctx, pairs]`.
+    cos: Vec<f32>,
+    /// `[ctx, pairs]`.
+    sin: Vec<f32>,
+    pairs: usize,
+}
+
+/// One layer's weights in f32, `[rows = outputs, cols = inputs]` each.
+pub(crate) struct Layer {
+    matrices: [Vec<f32>; 7],
+    biases: Option<[Vec<f32>; 3]>,
+}
+
+/// The matrices of a layer, in the order in which they are applied.
+pub(crate) const MATRICES: [TensorKind; 7] = [
+    TensorKind::Q,
+    TensorKind::K,
+    TensorKind::V,
+    TensorKind::O,
+    TensorKind::Gate,
+    TensorKind::Up,
+    TensorKind::Down,
+];
+
+impl Layer {
+    pub(crate) fn load(weights: &dyn Weights, layer: usize) -> Result<Self, CompressError> {
+        let tensor = |kind| decoded(weights, TensorName::new(layer, kind));
+        let biases = if weights.config().qkv_bias {
+            Some([tensor(TensorKind::QBias)?, tensor(TensorKind::KBias)?, tensor(TensorKind::VBias)?])
+        } else {
+            None
+        };
+        let [q, k, v, o, gate, up, down] = MATRICES.map(tensor);
+        Ok(Self { matrices: [q?, k?, v?, o?, gate?, up?, down?], biases })
+    }
+
+    /// The numbers of one matrix.
+    pub(crate) fn matrix(&self, kind: TensorKind) -> &[f32] {
+        &self.matrices[index(kind)]
+    }
+
+    /// The numbers of one matrix, to change.
+    pub(crate) fn matrix_mut(&mut self, kind: TensorKind) -> &mut Vec<f32> {
+        &mut self.matrices[index(kind)]
+    }
+
+    /// `y = W x` for each vector of `x`.
+    fn apply(&self, kind: TensorKind, x: &[f32], cols: usize, y: &mut [f32], how: Into) {
+        let w = self.matrix(kind);
+        multiply(ViewMut::rows(y, w.len() / cols), how, View::rows(x, cols), View::rows(w, cols).t());
+    }
+}
+
+fn index(kind: TensorKind) -> usize {
+    MATRICES.iter().position(|k| *k == kind).unwrap_or_else(|| panic!("{kind:?} is no matrix of a layer"))
+}
+
+/// A tensor in f32.
+pub(crate) fn decoded(weights: &dyn Weights, name: TensorName) -> Result<Vec<f32>, CompressError> {
+    match weights.tensor(name)?.checked(name, weights.config())? {
+        Tensor::F32 { data, .. } => Ok(data.into_owned()),
+        Tensor::T8 { bits, cols, scales, codes, .. } => {
+            let mut out = vec![0.0; scales.len() * cols];
+            let row_bytes = codes.len() / scales.len();
+            let rows = out.par_chunks_mut(cols).zip(codes.par_chunks(row_bytes)).zip(scales.par_iter());
+            rows.for_each_init(
+                || vec![0_i8; cols],
+                |values, ((out, codes), scale)| {
+                    decode_row(bits, codes, values);
+                    let scale = scale.to_f32();
+                    out.iter_mut().zip(values).for_each(|(out, v)| *out = scale * f32::from(*v));
+                },
+            );
+            Ok(out)
+        }
+    }
+}
+
+impl Forward {
+    /// For sequences of `ctx` tokens.
+    pub(crate) fn new(config: &ModelConfig, ctx: usize) -> Self {
+        let rope = RopeTable::new(config);
+        let pairs = rope.pairs();
+        let (mut cos, mut sin) = (vec![0.0; ctx * pairs], vec![0.0; ctx * pairs]);
+        let positions = cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs));
+        positions.enumerate().for_each(|(position, (cos, sin))| rope.fill(position, ctx, cos, sin));
+        Self { config: config.clone(), ctx, cos, sin, pairs }
+    }
+
+    /// Calls `f` for each sequence of `x` and `y`, whose tokens are `x_width` and `y_width` wide, on all threads.
+    fn each(
+        &self,
+        (x, x_width): (&[f32], usize),
+        (y, y_width): (&mut [f32], usize),
+        f: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) {
+        x.par_chunks(self.ctx * x_width).zip(y.par_chunks_mut(self.ctx * y_width)).for_each(|(x, y)| f(x, y));
+    }
+
+    /// The embeddings of tokens: `[tokens, hidden]`.
+    ///
+    /// # Panics
+    /// If a token is not of the vocabulary.
+    pub(crate) fn embed(&self, embedding: &[f32], tokens: &[u32]) -> Activations {
+        let hidden = self.config.hidden;
+        tokens.iter().flat_map(|token| &embedding[*token as usize * hidden..][..hidden]).copied().collect()
+    }
+
+    /// `x / rms(x)`: what q, k and v, and gate and up, are applied to.
+    pub(crate) fn normed(&self, x: &[f32]) -> Activations {
+        let hidden = self.config.hidden;
+        let mut normed = x.to_vec();
+        normed.par_chunks_mut(hidden).for_each(|x| {
+            let square: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let scale = 1.0 / (square / hidden as f64 + f64::from(self.config.norm_eps)).sqrt();
+            x.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
+        });
+        normed
+    }
+
+    /// What `o` is applied to.
+    pub(crate) fn attended(&self, layer: &Layer, normed: &[f32]) -> Activations {
+        let (hidden, width) = (self.config.hidden, self.config.q_width());
+        let mut a = vec![0.0; normed.len() / hidden * width];
+        self.each((normed, hidden), (&mut a, width), |normed, a| self.attend(layer, normed, a));
+        a
+    }
+
+    /// What `down` is applied to.
+    pub(crate) fn activated(&self, layer: &Layer, normed: &[f32]) -> Activations {
+        let (hidden, mlp) = (self.config.hidden, self.config.mlp);
+        let mut h = vec![0.0; normed.len() / hidden * mlp];
+        self.each((normed, hidden), (&mut h, mlp), |normed, h| {
+            let mut up = vec![0.0; h.len()];
+            layer.apply(TensorKind::Gate, normed, hidden, h, Into::Fresh);
+            layer.apply(TensorKind::Up, normed, hidden, &mut up, Into::Fresh);
+            h.iter_mut().zip(&up).for_each(|(h, up)| *h = *h / (1.0 + (-*h).exp()) * up);
+            if self.config.rotation.is_some() {
+                hadamard(h, block(self.config.mlp));
+            }
+        });
+        h
+    }
+
+    /// `x += W y`, `W` being `o` or `down`.
+    pub(crate) fn add(&self, layer: &Layer, kind: TensorKind, y: &[f32], x: &mut [f32]) {
+        let hidden = self.config.hidden;
+        let width = y.len() / (x.len() / hidden);
+        self.each((y, width), (x, hidden), |y, x| layer.apply(kind, y, width, x, Into::Plus));
+    }
+
+    /// The whole layer.
+    pub(crate) fn layer(&self, layer: &Layer, x: &mut [f32]) {
+        // A few sequences at a time: the MLP's activations of all of them may not fit.
+        for x in x.chunks_mut(self.ctx * self.config.hidden * 4 * rayon::current_num_threads()) {
+            let a = self.attended(layer, &self.normed(x));
+            self.add(layer, TensorKind::O, &a, x);
+            let h = self.activated(layer, &self.normed(x));
+            self.add(layer, TensorKind::Down, &h, x);
+        }
+    }
+
+    /// One sequence's attention: `[ctx, hidden]` to `[ctx, heads·head_dim]`.
+    fn attend(&self, layer: &Layer, normed: &[f32], a: &mut [f32]) {
+        let (c, ctx) = (&self.config, self.ctx);
+        let project = |i: usize, width: usize| {
+            let mut y = vec![0.0; ctx * width];
+            layer.apply(MATRICES[i], normed, c.hidden, &mut y, Into::Fresh);
+            if let Some(biases) = &layer.biases {
+                let add = |y: &mut [f32]| y.iter_mut().zip(&biases[i]).for_each(|(y, b)| *y += b);
+                y.chunks_exact_mut(width).for_each(add);
+            }
+            y
+        };
+        let (mut q, mut k, v) = (project(0, c.q_width()), project(1, c.kv_width()), project(2, c.kv_width()));
+        self.turn(&mut q, c.q_width());
+        self.turn(&mut k, c.kv_width());
+        let mut scores = vec![0.0; ctx * ctx];
+        for head in 0..c.heads {
+            let own = head * c.head_dim;
+            let shared = head / (c.heads / c.kv_heads) * c.head_dim;
+            let part = |data, from, width| View::rows(data, width).columns(from..from + c.head_dim);
+            let keys = part(&k, shared, c.kv_width());
+            multiply(ViewMut::rows(&mut scores, ctx), Into::Fresh, part(&q, own, c.q_width()), keys.t());
+            for (token, scores) in scores.chunks_exact_mut(ctx).enumerate() {
+                let start = (token + 1).saturating_sub(c.sliding_window.unwrap_or(ctx));
+                softmax(scores, start, token + 1, 1.0 / (c.head_dim as f32).sqrt());
+            }
+            let out = ViewMut::strided(&mut a[own..], [ctx, c.head_dim], c.q_width());
+            multiply(out, Into::Fresh, View::rows(&scores, ctx), part(&v, shared, c.kv_width()));
+        }
+    }
+
+    /// Turns every head of one sequence by its token's position.
+    fn turn(&self, x: &mut [f32], width: usize) {
+        for (position, x) in x.chunks_exact_mut(width).enumerate() {
+            let at = position * self.pairs..(position + 1) * self.pairs;
+            for head in x.chunks_exact_mut(self.config.head_dim) {
+                rotate(head, &self.cos[at.clone()], &self.sin[at.clone()]);
+            }
+        }
+    }
+}
+
+/// `softmax(scale · x)` over `x[start..end]`; zero elsewhere.
+fn softmax(x: &mut [f32], start: usize, end: usize, scale: f32) {
+    x[..start].fill(0.0);
+    x[end..].fill(0.0);
+    let seen = &mut x[start..end];
+    let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for x in seen.iter_mut() {
+        *x = ((*x - max) * scale).exp();
+        sum += *x;
+    }
+    seen.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// What makes logits of the residual stream.
+pub(crate) struct Head {
+    /// `[vocab, hidden]`.
+    matrix: Vec<f32>,
+    /// With tied embeddings, the final norm's gain and the rotation round it.
+    gain: Option<(Vec<f32>, Option<Rotation>)>,
+}
+
+impl Head {
+    pub(crate) fn load(weights: &dyn Weights) -> Result<Self, CompressError> {
+        let config = weights.config();
+        let tensor = |kind| decoded(weights, TensorName::global(kind));
+        if !config.tied_embeddings {
+            return Ok(Self { matrix: tensor(TensorKind::Head)?, gain: None });
+        }
+        let rotation = config.rotation.map(|r| Rotation::residual(config.hidden, r.seed));
+        Ok(Self {
+            matrix: tensor(TensorKind::Embed)?,
+            gain: Some((tensor(TensorKind::FinalNorm)?, rotation)),
+        })
+    }
+
+    /// The head's input: the normed stream, with the gain where the matrix does not hold it.
+    pub(crate) fn input(&self, forward: &Forward, x: &[f32]) -> Activations {
+        let mut normed = forward.normed(x);
+        if let Some((gain, rotation)) = &self.gain {
+            normed.par_chunks_mut(gain.len()).for_each(|x| {
+                rotation.iter().for_each(|r| r.undo(x));
+                x.iter_mut().zip(gain).for_each(|(x, gain)| *x *= gain);
+                rotation.iter().for_each(|r| r.apply(x));
+            });
+        }
+        normed
+    }
+
+    /// The matrix, to change.
+    pub(crate) fn matrix_mut(&mut self) -> &mut [f32] {
+        &mut self.matrix
+    }
+
+    /// Rows of logits.
+    pub(crate) fn vocab(&self, hidden: usize) -> usize {
+        self.matrix.len() / hidden
+    }
+
+    /// Logits of some tokens, `[tokens, vocab]`, from the head's input, on this thread.
+    pub(crate) fn logits(&self, input: &[f32], hidden: usize) -> Vec<f32> {
+        let mut logits = vec![0.0; input.len() / hidden * self.vocab(hidden)];
+        let (x, w) = (View::rows(input, hidden), View::rows(&self.matrix, hidden));
+        multiply(ViewMut::rows(&mut logits, self.vocab(hidden)), Into::Fresh, x, w.t());
+        logits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use upg_pdvm::{
+        Logits, Machine as _, MachineOptions, ReferenceMachine, Segment, conformance::tiny_models,
+    };
+
+    use super::*;
+
+    #[test]
+    fn logits_are_the_reference_machine_s() {
+        for (model, weights) in tiny_models() {
+            let config = weights.config().clone();
+            let ctx = 24;
+            let tokens: Vec<u32> = (0..2 * ctx).map(|i| (i * i + 3) as u32 % config.vocab as u32).collect();
+            let (forward, head) = (Forward::new(&config, ctx), Head::load(&weights).unwrap());
+            let embedding = decoded(&weights, TensorName::global(TensorKind::Embed)).unwrap();
+            let mut x = forward.embed(&embedding, &tokens);
+            for layer in 0..config.layers {
+                forward.layer(&Layer::load(&weights, layer).unwrap(), &mut x);
+            }
+            let found = head.logits(&head.input(&forward, &x), config.hidden);
+
+            let options = MachineOptions {
+                context: 64,
+                sequences: 2,
+                kv: upg_pdvm::KvKind::F32,
+                max_batch: 64,
+                ..MachineOptions::default()
+            };
+            let mut machine = ReferenceMachine::new(&weights, &options).unwrap();
+            let mut expected = vec![0.0; found.len()];
+            let half = expected.len() / 2;
+            for (tokens, logits) in tokens.chunks(ctx).zip(expected.chunks_mut(half)) {
+                let seq = machine.kv_mut().open().unwrap();
+                machine.run(&[Segment { seq, tokens, logits: Logits::All }], logits).unwrap();
+            }
+            let size = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4 * size, "{model}: {worst} of {size}");
+        }
+    }
+}
