@@ -142,6 +142,23 @@ MODELS = {
         layer_types=["full_attention"] * 2,
         tie_word_embeddings=True,
     ),
+    "longrope-factor": dict(
+        **PHI3,
+        **SIZES,
+        # Said twice: the inner ones count. The stretch is not the ratio of the contexts.
+        rope_theta=500.0,
+        partial_rotary_factor=0.5,
+        rope_parameters=dict(
+            rope_type="longrope",
+            rope_theta=20000.0,
+            partial_rotary_factor=0.75,
+            short_factor=SHORT,
+            long_factor=LONG,
+            factor=3.0,
+        ),
+        original_max_position_embeddings=32,
+        tie_word_embeddings=False,
+    ),
 }
 
 

@@ -48,7 +48,7 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, reference, session, greedy: (same, all), cpu } = self;
-        write!(f, "{model:<14} {reference:>9.1e} {session:>9.1e} {cpu:>9.1e} {same:>7}/{all}")
+        write!(f, "{model:<16} {reference:>9.1e} {session:>9.1e} {cpu:>9.1e} {same:>7}/{all}")
     }
 }
 

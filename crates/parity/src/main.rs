@@ -9,7 +9,7 @@ fn main() -> Result<ExitCode> {
     let mut passed = true;
 
     println!("Worst relative errors of logits against transformers', and greedy choices that are the same");
-    println!("{:<14} {:>9} {:>9} {:>9} {:>10}", "model", "reference", "session", "cpu", "greedy");
+    println!("{:<16} {:>9} {:>9} {:>9} {:>10}", "model", "reference", "session", "cpu", "greedy");
     for model in golden::folders("models")? {
         let outcome = logits::compare(&model)?;
         println!("{outcome}");

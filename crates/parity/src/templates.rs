@@ -40,7 +40,7 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<14} {:>7}/{}", self.template, self.passed, self.passed + self.failures.len())?;
+        write!(f, "{:<16} {:>7}/{}", self.template, self.passed, self.passed + self.failures.len())?;
         self.failures.iter().try_for_each(|failure| write!(f, "\n  {failure}"))
     }
 }

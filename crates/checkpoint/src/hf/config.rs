@@ -150,10 +150,11 @@ impl RawConfig {
     }
 
     fn rope(&self, head_dim: usize) -> Result<RopeConfig, CheckpointError> {
-        let raw = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let inner = |get: fn(&RawRope) -> Option<f64>| raw.and_then(get);
-        let partial = self.partial_rotary_factor.or(inner(|raw| raw.partial_rotary_factor)).unwrap_or(1.0);
-        let theta = self.rope_theta.or(raw.and_then(|raw| raw.rope_theta)).unwrap_or(10_000.0);
+        // Where a file says a thing twice, the order is transformers'.
+        let raw = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref());
+        let partial =
+            raw.and_then(|raw| raw.partial_rotary_factor).or(self.partial_rotary_factor).unwrap_or(1.0);
+        let theta = raw.and_then(|raw| raw.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
         Ok(RopeConfig {
             // Rounded down, as transformers does; the conversion saturates and `validate` checks the result.
             dim: (head_dim as f64 * partial) as usize,
@@ -169,6 +170,7 @@ impl RawConfig {
         };
         match raw.rope_type.as_deref().or(raw.r#type.as_deref()) {
             Some("default") => Ok(RopeScaling::None),
+            None if raw.factor.is_none() && raw.short_factor.is_none() => Ok(RopeScaling::None),
             Some("linear") => Ok(RopeScaling::Linear { factor: required("factor", raw.factor)? }),
             Some("llama3") => Ok(RopeScaling::Llama3 {
                 factor: required("factor", raw.factor)?,
@@ -184,7 +186,8 @@ impl RawConfig {
                     long_factor: required("long_factor", raw.long_factor.clone())?,
                     original_context,
                     attention_factor: raw.attention_factor.unwrap_or_else(|| {
-                        longrope_attention_factor(self.max_position_embeddings, original_context)
+                        let stretch = self.max_position_embeddings as f64 / original_context as f64;
+                        longrope_attention_factor(raw.factor.map_or(stretch, f64::from), original_context)
                     }),
                 })
             }
@@ -224,10 +227,9 @@ fn default_norm_eps(architecture: Architecture) -> f32 {
     if architecture == Architecture::Phi3 { 1e-5 } else { 1e-6 }
 }
 
-/// The factor on cosines and sines where the file gives none: √(1 + ln(context / original) / ln(original)) (Ding et
-/// al. 2024), as transformers computes it.
-fn longrope_attention_factor(context: usize, original: usize) -> f32 {
-    let stretch = context as f64 / original as f64;
+/// The factor on cosines and sines where the file gives none: √(1 + ln(stretch) / ln(original)) (Ding et al. 2024), as
+/// transformers computes it. `stretch` is the file's `factor`, or else the ratio of the contexts.
+fn longrope_attention_factor(stretch: f64, original: usize) -> f32 {
     if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() as f32 }
 }
 
