@@ -28,7 +28,7 @@ fn conforms_on_every_isa() {
 
 /// The logits' bits of a prompt in one batch, then of two tokens one by one, for two sequences of which the second
 /// joins later.
-fn bits(weights: &dyn Weights, isa: Isa, threads: usize, chunk: usize) -> Vec<u32> {
+fn bits(weights: &dyn Weights, isa: Isa, threads: usize, chunk: usize) -> Result<Vec<u32>, MachineError> {
     let options = MachineOptions {
         context: 300,
         sequences: 2,
@@ -36,27 +36,27 @@ fn bits(weights: &dyn Weights, isa: Isa, threads: usize, chunk: usize) -> Vec<u3
         threads: Some(threads),
         ..Default::default()
     };
-    let mut machine = machine(weights, &options, isa).unwrap();
+    let mut machine = machine(weights, &options, isa)?;
     let vocab = machine.program().config.vocab;
     let prompt: Vec<u32> = (0..140).map(|i| (i * 7 % vocab) as u32).collect();
-    let seq = machine.kv_mut().open().unwrap();
+    let seq = machine.kv_mut().open()?;
     let mut all = vec![];
     for tokens in prompt.chunks(chunk) {
         let mut logits = vec![0.0; tokens.len() * vocab];
-        machine.run(&[Segment { seq, tokens, logits: Logits::All }], &mut logits).unwrap();
+        machine.run(&[Segment { seq, tokens, logits: Logits::All }], &mut logits)?;
         all.extend(logits);
     }
-    let other = machine.kv_mut().open().unwrap();
+    let other = machine.kv_mut().open()?;
     let mut logits = vec![0.0; 2 * vocab];
     for token in [3, 5] {
         let segments = [
             Segment { seq: other, tokens: &[token, 1, 2], logits: Logits::Last },
             Segment { seq, tokens: &[token], logits: Logits::Last },
         ];
-        machine.run(&segments, &mut logits).unwrap();
+        machine.run(&segments, &mut logits)?;
         all.extend(&logits);
     }
-    all.into_iter().map(f32::to_bits).collect()
+    Ok(all.into_iter().map(f32::to_bits).collect())
 }
 
 /// Every code somewhere. (Products with f32 matrices have the same bits only where batches are the same.)
@@ -71,12 +71,12 @@ fn same_bits_on_every_isa_with_any_threads_and_cuts() {
         let weights = Synthetic::new(tiny.config().clone(), every_code, 3);
         // LongRoPE chooses its frequencies by the length so far, so cuts show.
         let cuts = !matches!(tiny.config().rope.scaling, RopeScaling::LongRope { .. });
-        let expected = bits(&weights, Isa::Scalar, 1, 140);
+        let expected = bits(&weights, Isa::Scalar, 1, 140).unwrap();
         for isa in Isa::available() {
             for (threads, chunk) in [(1, 1), (2, 140), (3, 7), (5, 40)] {
                 let chunk = if cuts { chunk } else { 140 };
                 assert!(
-                    bits(&weights, isa, threads, chunk) == expected,
+                    bits(&weights, isa, threads, chunk).unwrap() == expected,
                     "{name}: {} with {threads} threads, prompt in chunks of {chunk}",
                     isa.name()
                 );

@@ -284,20 +284,24 @@ pub(super) unsafe fn tokens<const T: usize>(
             }
         }
     }
-    for ((totals, sums), multiplier) in totals.iter_mut().zip(sums).zip(multipliers) {
-        let multiplier = _mm512_set1_epi32(multiplier);
-        for (totals, sums) in totals.0.iter_mut().zip(sums) {
-            let products = [
-                _mm512_mul_epi32(sums, multiplier),
-                _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), multiplier),
-            ];
-            for (total, product) in totals.iter_mut().zip(products) {
-                // SAFETY: eight 64-bit totals are a vector.
-                unsafe {
-                    let total = total.as_mut_ptr().cast();
-                    _mm512_storeu_si512(total, _mm512_add_epi64(_mm512_loadu_si512(total), product));
-                }
-            }
+    // By index: iterators over arrays of vectors are not unrolled, and the sums would go through memory.
+    #[allow(clippy::needless_range_loop)]
+    for t in 0..T {
+        let multiplier = _mm512_set1_epi32(multipliers[t]);
+        for place in 0..PAIR {
+            let sums = sums[t][place];
+            let [even, odd] = &mut totals[t].0[place];
+            add(even, _mm512_mul_epi32(sums, multiplier));
+            add(odd, _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), multiplier));
         }
     }
+}
+
+/// Adds eight products to their totals.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add(totals: &mut [i64; ROWS / 2], products: __m512i) {
+    let totals: *mut __m512i = totals.as_mut_ptr().cast();
+    // SAFETY: eight 64-bit totals are a vector.
+    unsafe { _mm512_storeu_si512(totals, _mm512_add_epi64(_mm512_loadu_si512(totals), products)) };
 }

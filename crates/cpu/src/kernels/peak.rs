@@ -43,12 +43,18 @@ use std::arch::x86_64::*;
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn avx2(rounds: usize) -> usize {
-    let activations = black_box(_mm256_set1_epi16(3));
-    let mut sums = [_mm256_set1_epi16(1); SUMS];
+    let (weights, mut activations) =
+        black_box(([_mm256_set1_epi16(3), _mm256_set1_epi16(-2)], _mm256_set1_epi16(5)));
+    let mut sums = [[_mm256_setzero_si256(); 2]; SUMS / 2];
     for _ in 0..rounds {
-        for sum in &mut sums {
-            // Likewise.
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*sum, activations));
+        for sums in &mut sums {
+            // SAFETY: no instruction; the compiler just has to believe that these are other activations.
+            unsafe {
+                std::arch::asm!("/* {0} */", inout(ymm_reg) activations, options(nomem, nostack, preserves_flags))
+            };
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(weights, activations));
+            }
         }
     }
     black_box(sums);
