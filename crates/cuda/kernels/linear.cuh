@@ -9,14 +9,14 @@
 // A block's shared memory, laid out by the host.
 struct Shared {
     char* table;         // TABLE_BYTES
-    u32* act;            // packed activations, [span][4][lane][4]
+    u32* act;            // int8 activations, four a word, [span][2][lane][4]
     int* multiplier;     // per BLOCK columns
     int* sums;           // low and high half a row of the block's share
     float* reduce;       // WARPS * 2 + 2
     float step;          // d, times the norm where there is one
 };
 
-__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 4 + quad) * 32 + lane) * 4; }
+__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 2 + quad) * 32 + lane) * 4; }
 
 constexpr int CHUNK = 512;           // columns a warp holds at a time: 16 a lane
 constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
@@ -47,12 +47,19 @@ __device__ __forceinline__ void warp_hadamard(float (&v)[16], int block) {
     for (int i = 0; i < 16; i++) v[i] *= norm;
 }
 
-// Four int8 activations of this lane (columns 4l..4l+3 of 128) as two packed words for `dot_ring`; eight lanes hold a
-// group, whose first weight's neighbour on the ring is its last.
-__device__ __forceinline__ uint2 pack(const int (&a)[4]) {
-    const int lane = threadIdx.x % 32;
-    const int before = __shfl_sync(~0u, a[3], (lane & ~7) | ((lane + 7) & 7));
-    return make_uint2((a[0] & 0xff) | (a[1] & 0xff) << 8 | (before & 0xff) << 16, (a[2] & 0xff) | (a[3] & 0xff) << 8 | (a[1] & 0xff) << 16);
+// Four int8 activations in a word.
+__device__ __forceinline__ u32 pack(const int (&a)[4]) {
+    return __byte_perm(__byte_perm(a[0], a[1], 0x0040), __byte_perm(a[2], a[3], 0x0040), 0x5410);
+}
+
+// The activations of a group as `dot_ring` wants them, (a[2j], a[2j+1], a[2j-1], whatever): a group's first weight
+// follows its last on the ring.
+__device__ __forceinline__ void unpack(const u32* words, u32* act) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        act[2 * i] = __byte_perm(words[i], words[(i + 7) % 8], 0x0710);
+        act[2 * i + 1] = __byte_perm(words[i], 0, 0x0132);
+    }
 }
 
 // Loads an instruction's input, applies its Hadamard, quantises it and packs it into shared memory. CHUNKS: chunks a
@@ -111,7 +118,7 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = max(-127, min(127, __float2int_rn(v[c][4 * k + i] * inverse)));
                 const int group = chunk * (CHUNK / GROUP) + 4 * k + lane / 8;
-                *reinterpret_cast<uint2*>(sh.act + act_index(group / 32, lane % 8 / 2, group % 32) + lane % 2 * 2) = pack(a);
+                sh.act[act_index(group / 32, lane % 8 / 4, group % 32) + lane % 4] = pack(a);
             }
         }
     }
@@ -139,12 +146,13 @@ template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, 
     int block = first / spans, span = first % spans;   // block of ROWS rows
     int acc[ROWS] = {};
     for (int t = first; t < last; t++) {
-        u32 act[16];
+        u32 packed[8], act[16];
 #pragma unroll
-        for (int q = 0; q < 4; q++) {
+        for (int q = 0; q < 2; q++) {
             const uint4 f = *reinterpret_cast<const uint4*>(sh.act + act_index(span, q, lane));
-            act[4 * q] = f.x; act[4 * q + 1] = f.y; act[4 * q + 2] = f.z; act[4 * q + 3] = f.w;
+            packed[4 * q] = f.x; packed[4 * q + 1] = f.y; packed[4 * q + 2] = f.z; packed[4 * q + 3] = f.w;
         }
+        unpack(packed, act);
         const int mul = sh.multiplier[span * (SPAN / BLOCK) + lane / (BLOCK / GROUP)];
         const uint4* tile = stream.take();
         u32 words[VECTORS * 4];

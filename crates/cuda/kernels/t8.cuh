@@ -4,7 +4,7 @@
 // K <= 4 one look-up by the state of an *even* weight 2j serves two weights: besides its own value the state holds
 // the low nibble of weight 2j+1 (state bits K..K+3) and the high nibble of weight 2j-1 (state bits 4-K..7-K). So an
 // entry is three bytes, (value of 2j, low part of 2j+1, high part of 2j-1, 0), and a dot product of the ring with int8
-// activations is one dp4a a look-up with (a[2j], a[2j+1], a[2j-1], 0): exact, and half the look-ups. For larger K an
+// activations is one dp4a a look-up with (a[2j], a[2j+1], a[2j-1], whatever): exact, and half the look-ups. For larger K an
 // entry is the value alone.
 //
 // The table stands 32 times in shared memory, entry e of lane l in word 32*e + l: every look-up is free of bank
@@ -56,7 +56,7 @@ __device__ __forceinline__ u32 entry(const char* table, u32 window, u32 lane4) {
     return *reinterpret_cast<const u32*>(table + ((window & (0xffu << 7)) | lane4));
 }
 
-// Dot product of a ring with 32 activations packed by `pack_activations`.
+// Dot product of a ring with 32 activations, as `unpack` gives them.
 template <int K> __device__ __forceinline__ int dot_ring(const char* table, const u32* ring, const u32* act, u32 lane4) {
     int sum = 0;
 #pragma unroll

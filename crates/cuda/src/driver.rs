@@ -186,16 +186,6 @@ impl Buffer {
         self.len
     }
 
-    /// Reads its first number.
-    pub(crate) fn first<T: Pod>(&self) -> Result<T, MachineError> {
-        let mut value = T::zeroed();
-        assert!(size_of::<T>() <= self.len, "the number is in the buffer");
-        // SAFETY: both sides are at least as long as T, and T is plain data.
-        let result = unsafe { sys::cuMemcpyDtoH_v2((&raw mut value).cast(), self.at, size_of::<T>()) };
-        check(result, "copying from the card")?;
-        Ok(value)
-    }
-
     /// Clears it.
     pub(crate) fn clear(&self) -> Result<(), MachineError> {
         // SAFETY: the memory is ours and that long.

@@ -267,8 +267,12 @@ impl CudaMachine {
 
     /// Waits for what has been started, and reports a wait that came to no end.
     fn finish(&mut self) -> Result<(), MachineError> {
+        let (to, from) = (self.memory.host_failed.as_mut().as_mut_ptr(), self.memory.failed.at());
+        // SAFETY: both sides hold one word; the host's is read after the stream has been waited for.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, 4, self.device.stream()) };
+        check(copied, "asking how it went")?;
         self.device.synchronize()?;
-        let failed = self.memory.failed.first::<u32>()?;
+        let failed = self.memory.host_failed.as_mut()[0];
         if failed == 0 {
             return Ok(());
         }

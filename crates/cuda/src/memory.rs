@@ -36,6 +36,7 @@ pub(crate) struct Memory {
     pub step_words: usize,
     pub host_steps: Pinned<u32>,
     pub host_logits: Pinned<f32>,
+    pub host_failed: Pinned<u32>,
 }
 
 /// Bytes that one token adds to one layer's cache.
@@ -83,6 +84,7 @@ impl Memory {
             step_words,
             host_steps: Pinned::zeroed(queue * step_words)?,
             host_logits: Pinned::zeroed(queue * config.vocab)?,
+            host_failed: Pinned::zeroed(1)?,
             _scratch: scratch,
         })
     }

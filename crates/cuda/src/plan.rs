@@ -193,7 +193,7 @@ impl Block {
         let rotate = if config.tied_embeddings { config.hidden } else { 0 };
         let head = config.head_dim;
         let attend = heads_a_group(config) * head + warps * (head + 2);
-        let act = (spans * abi::SPAN / 2).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
+        let act = (spans * abi::SPAN / 4).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
         let share =
             |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };
         let sums = most(&|i| share(i) * abi::UNIT * 2);

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use upg_codec::Bits;
 use upg_cuda::{CudaMachine, Execution, Settings};
-use upg_format::{Encoding, ModelConfig, TensorKind, TensorName};
+use upg_format::{Encoding, ModelConfig, TensorKind, TensorName, UpgFile};
 use upg_pdvm::{
-    Logits, Machine, MachineError, MachineOptions, Segment, Synthetic, Weights,
+    Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, Synthetic, UpgWeights, Weights,
     conformance::{self, tiny_models},
+    rotation::SplitMix64,
 };
 
 /// What int8 activations cost tiny models, as on the CPU.
@@ -94,6 +95,70 @@ fn a_wait_without_end_is_an_error_that_names_the_instruction() {
     );
     let message = result.err().map(|error| error.to_string()).unwrap_or_default();
     assert!(message.contains("instruction 0 (embed of layer 0)"), "{message}");
+}
+
+/// A token drawn from logits, and their softmax.
+fn draw(logits: &[f32], random: &mut SplitMix64) -> u32 {
+    let p = softmax(logits);
+    let mut left = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+    let at = p.iter().position(|p| {
+        left -= p;
+        left <= 0.0
+    });
+    at.unwrap_or(p.len() - 1) as u32
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exp: Vec<f64> = logits.iter().map(|l| f64::from(l - most).exp()).collect();
+    let sum: f64 = exp.iter().sum();
+    exp.iter().map(|e| e / sum).collect()
+}
+
+fn largest(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+}
+
+/// On a text that the model writes itself, token by token, for each execution.
+#[test]
+#[ignore = "needs an NVIDIA card, and UPG_TEST_MODEL to name a compressed model"]
+#[allow(clippy::unwrap_used)]
+fn a_real_model_agrees_with_the_reference_machine() {
+    const TOKENS: usize = 512;
+    let path = std::env::var("UPG_TEST_MODEL").expect("UPG_TEST_MODEL names a .upg file");
+    let weights = UpgWeights::new(UpgFile::open(path.as_ref()).unwrap());
+    let vocab = weights.config().vocab;
+    let options = MachineOptions { context: TOKENS, ..Default::default() };
+    let mut machine = make(&weights, &options, Execution::Persistent, PATIENCE).unwrap();
+    let mut graph = make(&weights, &options, Execution::Graph, PATIENCE).unwrap();
+    let (seq, other) = (machine.kv_mut().open().unwrap(), graph.kv_mut().open().unwrap());
+    let mut random = SplitMix64(1);
+    let (mut tokens, mut found) = (vec![1], vec![0.0; TOKENS * vocab]);
+    for found in found.chunks_exact_mut(vocab) {
+        machine
+            .run(&[Segment { seq, tokens: &tokens[tokens.len() - 1..], logits: Logits::Last }], found)
+            .unwrap();
+        tokens.push(draw(found, &mut random));
+    }
+    tokens.pop();
+    let mut again = vec![0.0; TOKENS * vocab];
+    graph.run(&[Segment { seq: other, tokens: &tokens, logits: Logits::All }], &mut again).unwrap();
+    assert!(found == again, "the graph gives other logits than the persistent kernel");
+
+    let mut reference = ReferenceMachine::new(&weights, &options).unwrap();
+    let seq = reference.kv_mut().open().unwrap();
+    let mut expected = vec![0.0; TOKENS * vocab];
+    reference.run(&[Segment { seq, tokens: &tokens, logits: Logits::All }], &mut expected).unwrap();
+    let (mut same, mut divergence) = (0, 0.0);
+    for (found, expected) in found.chunks_exact(vocab).zip(expected.chunks_exact(vocab)) {
+        same += usize::from(largest(found) == largest(expected));
+        let (p, q) = (softmax(expected), softmax(found));
+        divergence +=
+            p.iter().zip(&q).map(|(p, q)| if *p > 0.0 { p * (p / q).ln() } else { 0.0 }).sum::<f64>();
+    }
+    let (top, kl) = (same as f64 / TOKENS as f64, divergence / TOKENS as f64);
+    println!("top-1 agreement {top:.4}, mean KL {kl:.2e}");
+    assert!(top >= 0.98 && kl < 2e-3, "top-1 agreement {top:.4}, mean KL {kl:.2e}");
 }
 
 #[test]
