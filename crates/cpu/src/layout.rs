@@ -1,6 +1,6 @@
 use upg_codec::{Bits, GROUP, Isa};
 
-use crate::quantize::CHUNK;
+use crate::{per_isa::per_isa, quantize::CHUNK};
 
 /// Rows of a lane-planar tile: 32-bit lanes of an AVX2 vector.
 pub(crate) const TILE_ROWS: usize = 8;
@@ -61,18 +61,9 @@ impl Layout {
             return place[..given.len()].copy_from_slice(given);
         }
         let (row, group) = (row_bytes(bits, cols), bits.group_bytes());
-        let tile = TILE_GROUPS * group;
-        let tiles = place.chunks_exact_mut(cols.div_ceil(CHUNK) * tile);
+        let tiles = place.chunks_exact_mut(cols.div_ceil(CHUNK) * TILE_GROUPS * group);
         for (rows, tiles) in given.chunks(TILE_ROWS * row).zip(tiles) {
-            for (r, codes) in rows.chunks_exact(row).enumerate() {
-                for (g, codes) in codes.chunks_exact(group).enumerate() {
-                    let lane = CHUNK_GROUPS * r + g % CHUNK_GROUPS;
-                    let tile = &mut tiles[g / CHUNK_GROUPS * tile..][..tile];
-                    for (b, &code) in codes.iter().enumerate() {
-                        tile[TILE_GROUPS * b + lane] = code;
-                    }
-                }
-            }
+            pack_rows(Isa::best(), rows, row, group, tiles);
         }
     }
 
@@ -94,6 +85,31 @@ impl Layout {
         let lane = CHUNK_GROUPS * (row % TILE_ROWS) + group % CHUNK_GROUPS;
         for (b, to) in to.iter_mut().enumerate() {
             *to = codes[(tile * bytes + b) * TILE_GROUPS + lane];
+        }
+    }
+}
+
+per_isa! {
+    /// Packs up to [`TILE_ROWS`] rows of `row` bytes into lane-planar tiles, `group` bytes a group. A word of all groups
+    /// at a time: fetching it is scalar, taking its bytes apart is not.
+    fn pack_rows(rows: &[u8], row: usize, group: usize, tiles: &mut [u8]) {
+        for (chunk, tile) in tiles.chunks_exact_mut(TILE_GROUPS * group).enumerate() {
+            let (lanes, _) = tile.as_chunks_mut::<TILE_GROUPS>();
+            for (word, lanes) in lanes.chunks_exact_mut(size_of::<u32>()).enumerate() {
+                let mut words = [0u32; TILE_GROUPS];
+                for (r, codes) in rows.chunks_exact(row).enumerate() {
+                    let groups = codes.chunks_exact(group).skip(chunk * CHUNK_GROUPS).take(CHUNK_GROUPS);
+                    for (g, codes) in groups.enumerate() {
+                        let (codes, _) = codes.as_chunks::<4>();
+                        words[CHUNK_GROUPS * r + g] = u32::from_le_bytes(codes[word]);
+                    }
+                }
+                for (b, lanes) in lanes.iter_mut().enumerate() {
+                    for (lane, word) in lanes.iter_mut().zip(&words) {
+                        *lane = (word >> (8 * b)) as u8;
+                    }
+                }
+            }
         }
     }
 }

@@ -38,10 +38,47 @@ per_isa! {
         }
     }
 
-    /// The block-Hadamard transform of [`upg_pdvm::rotation`].
+    /// The block-Hadamard transform of [`upg_pdvm::rotation`], with the same bits: the butterflies of neighbours are
+    /// done eight numbers at a time, which the compiler does not see in the plain definition.
     pub(crate) fn hadamard(x: &mut [f32], block: usize) {
-        upg_pdvm::rotation::hadamard(x, block);
+        if block < 8 {
+            return upg_pdvm::rotation::hadamard(x, block);
+        }
+        let norm = 1.0 / (block as f32).sqrt();
+        for x in x.chunks_exact_mut(block) {
+            let (eights, _) = x.as_chunks_mut::<8>();
+            for eight in eights {
+                *eight = butterflies::<4>(butterflies::<2>(butterflies::<1>(*eight)));
+            }
+            let mut half = 8;
+            while half < block {
+                for pair in x.chunks_exact_mut(2 * half) {
+                    let (a, b) = pair.split_at_mut(half);
+                    for (a, b) in a.iter_mut().zip(b) {
+                        (*a, *b) = (*a + *b, *a - *b);
+                    }
+                }
+                half *= 2;
+            }
+            for x in x {
+                *x *= norm;
+            }
+        }
     }
+}
+
+/// The butterflies of numbers `HALF` apart.
+#[inline(always)]
+fn butterflies<const HALF: usize>(x: [f32; 8]) -> [f32; 8] {
+    let (mut sums, mut differences, mut result) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+    for i in 0..8 {
+        sums[i] = x[i & !HALF] + x[i | HALF];
+        differences[i] = x[i & !HALF] - x[i | HALF];
+    }
+    for i in 0..8 {
+        result[i] = if i & HALF == 0 { sums[i] } else { differences[i] };
+    }
+    result
 }
 
 /// The lanes' sum, as a tree.
@@ -93,6 +130,21 @@ mod tests {
         }
         assert_eq!((exp(0.0), exp(-1000.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn hadamard_has_the_definition_s_bits() {
+        for block in [1, 2, 4, 8, 16, 512] {
+            let x: Vec<f32> = (0..3 * block).map(|i| (i as f32 * 0.77).sin()).collect();
+            let mut expected = x.clone();
+            upg_pdvm::rotation::hadamard(&mut expected, block);
+            for isa in Isa::available() {
+                let mut found = x.clone();
+                hadamard(isa, &mut found, block);
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&found), bits(&expected), "{} on {block}", isa.name());
+            }
+        }
     }
 
     #[test]
