@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 upg=${UPG:-target/release/upg}
 bits=${DEMO_BITS:-5}
-prompt=${DEMO_PROMPT:-"What is the capital of France, and what is it known for?"}
+prompt=${DEMO_PROMPT:-"What is gravity?"}
 source=models/SmolLM2-135M-Instruct.Q4_1.gguf
 talking=models/smollm2-${bits}bit.upg
 small=models/smollm2-10to1.upg

@@ -1,7 +1,7 @@
 //! The registry of machines: the one place that names them.
 
 use upg_codec::Isa;
-use upg_cpu::CpuMachine;
+use upg_cpu::{CpuMachine, limits};
 use upg_cuda::CudaMachine;
 use upg_pdvm::{KvKind, Machine, MachineOptions, ReferenceMachine, Weights};
 
@@ -127,8 +127,12 @@ fn make_cpu(
 
 fn cpu_limits(threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let read_gb_s = upg_cpu::limits::read_bandwidth(Isa::from_env()?, threads)?;
-    Ok(Some(Limits { read_gb_s, kernel_gw_s: None, multiply_gmac_s: None }))
+    let isa = Isa::from_env()?;
+    Ok(Some(Limits {
+        read_gb_s: limits::read_bandwidth(isa, threads)?,
+        kernel_gw_s: Some(limits::kernel_rate(isa, threads)?),
+        multiply_gmac_s: Some(limits::multiply_peak(isa, threads)?),
+    }))
 }
 
 fn make_cuda(
