@@ -11,6 +11,9 @@ pub(crate) const CHUNK_GROUPS: usize = CHUNK / GROUP;
 /// Groups of a lane-planar tile, one a byte lane.
 const TILE_GROUPS: usize = TILE_ROWS * CHUNK_GROUPS;
 
+/// The most words of a group: those of 8 bits a weight.
+const MAX_WORDS: usize = 8;
+
 /// How a T8 matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -90,22 +93,25 @@ impl Layout {
 }
 
 per_isa! {
-    /// Packs up to [`TILE_ROWS`] rows of `row` bytes into lane-planar tiles, `group` bytes a group. A word of all groups
-    /// at a time: fetching it is scalar, taking its bytes apart is not.
+    /// Packs up to [`TILE_ROWS`] rows of `row` bytes into lane-planar tiles, `group` bytes a group: fetching words is
+    /// scalar, taking the bytes of all groups apart is not.
     fn pack_rows(rows: &[u8], row: usize, group: usize, tiles: &mut [u8]) {
         for (chunk, tile) in tiles.chunks_exact_mut(TILE_GROUPS * group).enumerate() {
-            let (lanes, _) = tile.as_chunks_mut::<TILE_GROUPS>();
-            for (word, lanes) in lanes.chunks_exact_mut(size_of::<u32>()).enumerate() {
-                let mut words = [0u32; TILE_GROUPS];
-                for (r, codes) in rows.chunks_exact(row).enumerate() {
-                    let groups = codes.chunks_exact(group).skip(chunk * CHUNK_GROUPS).take(CHUNK_GROUPS);
-                    for (g, codes) in groups.enumerate() {
-                        let (codes, _) = codes.as_chunks::<4>();
-                        words[CHUNK_GROUPS * r + g] = u32::from_le_bytes(codes[word]);
+            let mut words = [[0u32; TILE_GROUPS]; MAX_WORDS];
+            for (r, codes) in rows.chunks_exact(row).enumerate() {
+                let start = chunk * CHUNK_GROUPS * group;
+                let end = row.min(start + CHUNK_GROUPS * group);
+                for (g, codes) in codes[start..end].chunks_exact(group).enumerate() {
+                    let (codes, _) = codes.as_chunks::<4>();
+                    for (words, code) in words.iter_mut().zip(codes) {
+                        words[CHUNK_GROUPS * r + g] = u32::from_le_bytes(*code);
                     }
                 }
+            }
+            let (lanes, _) = tile.as_chunks_mut::<TILE_GROUPS>();
+            for (words, lanes) in words.iter().zip(lanes.chunks_exact_mut(4)) {
                 for (b, lanes) in lanes.iter_mut().enumerate() {
-                    for (lane, word) in lanes.iter_mut().zip(&words) {
+                    for (lane, word) in lanes.iter_mut().zip(words) {
                         *lane = (word >> (8 * b)) as u8;
                     }
                 }
@@ -115,6 +121,8 @@ per_isa! {
 }
 
 /// The column of a chunk whose activation a lane-planar kernel reads at place `i`: step by step, four groups a step.
+/// (The arrangement itself is written out where it is done, for the compiler's sake.)
+#[cfg(test)]
 pub(crate) fn planar_column(i: usize) -> usize {
     i % CHUNK_GROUPS * GROUP + i / CHUNK_GROUPS
 }

@@ -1,7 +1,7 @@
-use upg_codec::Isa;
+use upg_codec::{GROUP, Isa};
 
 use crate::{
-    layout::{Layout, planar_column, spread_column},
+    layout::{CHUNK_GROUPS, Layout, spread_column},
     per_isa::per_isa,
 };
 
@@ -109,8 +109,9 @@ per_isa! {
         let (ordered, _) = ordered.as_chunks_mut::<CHUNK>();
         let (magnitudes, _) = magnitudes.as_chunks_mut::<CHUNK>();
         for ((values, ordered), magnitudes) in values.iter().zip(ordered).zip(magnitudes) {
-            for i in 0..CHUNK {
-                ordered[i] = values[planar_column(i)];
+            let [a, b, c, d] = groups(values);
+            for (i, step) in ordered.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *step = [a[i], b[i], c[i], d[i]];
             }
             for (magnitude, value) in magnitudes.iter_mut().zip(ordered) {
                 *magnitude = value.unsigned_abs();
@@ -123,8 +124,9 @@ per_isa! {
         let (values, _) = values.as_chunks::<CHUNK>();
         let (ordered, _) = ordered.as_chunks_mut::<CHUNK>();
         for (values, ordered) in values.iter().zip(ordered) {
-            for i in 0..CHUNK {
-                ordered[i] = values[spread_column(i)];
+            let (values, _) = values.as_chunks::<8>();
+            for (i, eight) in ordered.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                *eight = values[spread_column(8 * i) / 8];
             }
         }
     }
@@ -136,12 +138,21 @@ per_isa! {
         let (folded, _) = folded.as_chunks_mut::<CHUNK>();
         for (chunk, (values, folded)) in values.iter().zip(folded).enumerate() {
             let multiplier = multipliers[chunk * CHUNK / BLOCK] as i16;
-            for i in 0..CHUNK {
-                let group = [0, 2, 1, 3][i % 4];
-                folded[i] = i16::from(values[planar_column(i / 4 * 4 + group)]) * multiplier;
+            let [a, b, c, d] = groups(values);
+            let folded = folded.as_chunks_mut::<4>().0;
+            for (i, step) in folded.iter_mut().enumerate() {
+                let fold = |value: i8| i16::from(value) * multiplier;
+                *step = [fold(a[i]), fold(c[i]), fold(b[i]), fold(d[i])];
             }
         }
     }
+}
+
+/// The four groups of a chunk.
+#[inline(always)]
+fn groups(values: &[i8; CHUNK]) -> [&[i8; GROUP]; CHUNK_GROUPS] {
+    let (groups, _) = values.as_chunks::<GROUP>();
+    [&groups[0], &groups[1], &groups[2], &groups[3]]
 }
 
 #[inline(always)]
@@ -170,6 +181,7 @@ fn round(x: f32) -> i8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::planar_column;
 
     fn quantized(x: &[f32]) -> Quantized {
         let mut q = Quantized::new(Layout::RowOrder, x.len());
@@ -194,6 +206,27 @@ mod tests {
     fn nothing_and_nonsense_are_zero() {
         for x in [[0.0; 40], [f32::NAN; 40], [f32::INFINITY; 40], [1e-44; 40]] {
             assert!(quantized(&x).values.iter().all(|&v| v == 0), "{}", x[0]);
+        }
+    }
+
+    #[test]
+    fn arranged_values_are_those_of_their_columns() {
+        let x: Vec<f32> =
+            (0..300).map(|i| (i as f32 * 0.7).sin() * if i < 256 { 1.0 } else { 0.1 }).collect();
+        for (layout, column) in
+            [(Layout::LanePlanar, planar_column as fn(usize) -> usize), (Layout::Spread, spread_column)]
+        {
+            let mut q = Quantized::new(layout, x.len());
+            q.set(Isa::best(), &x);
+            for (i, &found) in q.ordered.iter().enumerate() {
+                let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
+                assert_eq!(found, value(i));
+                if layout == Layout::LanePlanar {
+                    let paired = i / 4 * 4 + [0, 2, 1, 3][i % 4];
+                    let folded = i16::from(value(paired)) * q.multipliers[i / BLOCK] as i16;
+                    assert_eq!((q.magnitudes[i], q.folded[i]), (found.unsigned_abs(), folded));
+                }
+            }
         }
     }
 
