@@ -49,5 +49,5 @@ A model of 135 M parameters has little to spare: at 10:1 (3.2 bits a weight) thi
 above comes from the $bits-bit file. 10:1 is meant for models like Phi-4, a hundred times larger.
 TEXT
 
-step "6. How fast Phi-4 (14.66 B parameters, 5.5 GiB) would decode here"
+step "6. How fast Phi-4 (14.66 B parameters) would decode here"
 show bench --synthetic phi-4 --layers "${PHI4_LAYERS:-$(phi4_layers)}" -p 16 -n 8 -r 2
