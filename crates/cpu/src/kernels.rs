@@ -62,9 +62,15 @@ pub(crate) fn multiply(
             tokens => planar_products::several(isa, matrix, rows, tokens, y, &mut scratch.planar),
         },
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Layout::Spread) => match tokens {
-            [token] => spread_products::single(matrix, rows, token, y),
-            tokens => spread_products::several(matrix, rows, tokens, y, &mut scratch.spread),
+        (Isa::Avx512, Layout::Spread) => match tokens.len() {
+            // Decoding in registers once more costs less than turning decoded rows into lanes.
+            ..4 => {
+                let width = rows.len();
+                for (token, y) in tokens.iter().zip(y.chunks_exact_mut(width)) {
+                    spread_products::single(matrix, rows.clone(), token, y);
+                }
+            }
+            _ => spread_products::several(matrix, rows, tokens, y, &mut scratch.spread),
         },
         _ => scalar::multiply(matrix, rows, tokens, y, scratch),
     }
