@@ -1,5 +1,6 @@
 //! `upg compress`: a checkpoint to a `.upg`.
 
+mod calibration;
 mod progress;
 
 use std::path::PathBuf;
@@ -7,10 +8,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueHint};
 use serde_json::json;
+use upg_checkpoint::Checkpoint;
 use upg_compress::{CompressError, Options, Report, Target, compress};
 use upg_format::RotationConfig;
 
-use self::progress::Shown;
+use self::{calibration::CalibrationArgs, progress::Shown};
 use crate::{
     args::positive,
     exit::Interrupted,
@@ -33,6 +35,7 @@ Examples:
   upg compress phi-4/ -o phi-4.upg                  # 10:1 against fp32: 5.5 GiB
   upg compress model.gguf -o model.upg --bits 4.25
   upg compress phi-4/ -o phi-4.upg --size 6GiB
+  upg compress model.gguf -o model.upg --calibrate text.txt
   upg compress model.gguf -o model.upg --save-plan plan.json   # edit it, then
   upg compress model.gguf -o model.upg --plan plan.json --force")]
 pub struct CompressArgs {
@@ -50,6 +53,8 @@ pub struct CompressArgs {
     /// Write the plan to FILE before starting
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     save_plan: Option<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Seed of the rotation's signs
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -95,10 +100,11 @@ impl CompressArgs {
         }
     }
 
-    fn options(&self) -> anyhow::Result<Options> {
+    fn options(&self, checkpoint: &dyn Checkpoint) -> anyhow::Result<Options> {
         let plan = self.plan.as_deref().map(|path| read_capped(path, MAX_PLAN)).transpose()?;
         let rotation = (!self.no_rotate).then_some(RotationConfig { seed: self.seed });
-        Ok(Options { rotation, plan, ..Options::default() })
+        let calibration = self.calibration.read(checkpoint)?;
+        Ok(Options { rotation, plan, calibration, ..Options::default() })
     }
 }
 
@@ -109,9 +115,9 @@ pub fn run(args: CompressArgs, printer: &Printer) -> anyhow::Result<()> {
         args.force || !args.output.exists(),
         "{out} exists: pass --force to overwrite it, or choose another file"
     );
-    let options = args.options()?;
     let checkpoint =
         upg_checkpoint::open(&args.source).with_context(|| format!("cannot open the checkpoint {source}"))?;
+    let options = args.options(checkpoint.as_ref())?;
     let interrupt = Interrupt::install()?;
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
