@@ -40,7 +40,14 @@ const DEVICES: &[Device] = &[
         make: make_cuda,
         limits: |_| cuda_limits(),
     },
-    Device { name: "cpu", kv: KvKind::F16, detail: cpu_detail, present: || true, make: make_cpu, limits: cpu_limits },
+    Device {
+        name: "cpu",
+        kv: KvKind::F16,
+        detail: cpu_detail,
+        present: || true,
+        make: make_cpu,
+        limits: cpu_limits,
+    },
     Device {
         name: "reference",
         kv: KvKind::F32,
