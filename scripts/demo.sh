@@ -16,7 +16,7 @@ source=models/SmolLM2-135M-Instruct.Q4_1.gguf
 talking=models/smollm2-${bits}bit.upg
 small=models/smollm2-10to1.upg
 
-step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+step() { printf '\n== %s\n' "$*"; }
 show() { printf '$ upg %s\n' "$*"; "$upg" "$@"; }
 
 # 40 layers of Phi-4 take 5.5 GiB, plus the KV cache and scratch; without /proc/meminfo all of them are tried.
