@@ -188,6 +188,31 @@ fn evaluation_compares_with_the_checkpoint() {
     assert_eq!(report["model"]["chunks"], 2);
 }
 
+/// What int8 activations cost: the same file on the cpu machine and on the reference machine, which is plain f32.
+#[test]
+fn the_cpu_machine_says_what_the_reference_machine_says() {
+    fs::write(COMPRESSED.folder().join("prose.txt"), include_str!("data/prose.txt")).unwrap();
+    let report = json(&[
+        "eval",
+        "model.upg",
+        "--device",
+        "cpu",
+        "--text",
+        "prose.txt",
+        "--against",
+        "model.upg",
+        "--against-device",
+        "reference",
+        "--ctx",
+        "1024",
+        "--json",
+    ]);
+    assert_eq!(report["model"]["scored"], 511);
+    let (kl, top1) = (&report["kl"]["value"], &report["top1"]["value"]);
+    assert!(kl.as_f64().unwrap() < 0.002, "mean KL {kl}");
+    assert!(top1.as_f64().unwrap() >= 0.98, "top-1 {top1}");
+}
+
 #[test]
 fn a_benchmark_gives_speed_and_what_limits_it() {
     let args = ["bench", "model.upg", "-p", "8", "-n", "4", "-r", "1"];

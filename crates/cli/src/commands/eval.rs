@@ -32,6 +32,7 @@ Examples:
   upg eval model.upg --text wiki.test.raw --chunks 16
   upg eval model.upg --text wiki.test.raw --against model.gguf --chunks 16
   upg eval model.gguf --text wiki.test.raw      # the checkpoint's own perplexity
+  upg eval model.upg --text wiki.test.raw --against model.upg --against-device reference  # what the device costs
   upg eval model.upg --text wiki.test.raw --against model.gguf --json")]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -42,6 +43,9 @@ pub struct EvalArgs {
     /// The checkpoint that MODEL was made from (or another model with the same vocabulary)
     #[arg(long, value_name = "CHECKPOINT", value_hint = ValueHint::AnyPath)]
     against: Option<PathBuf>,
+    /// The device that CHECKPOINT runs on, with as many threads as it likes [default: MODEL's device and threads]
+    #[arg(long, value_name = "DEVICE", requires = "against")]
+    against_device: Option<String>,
     /// Tokens a chunk
     #[arg(long, value_name = "N", default_value = "512", value_parser = positive)]
     ctx: usize,
@@ -62,6 +66,7 @@ struct Report<'a> {
     against: Option<&'a Path>,
     text: &'a Path,
     device: String,
+    against_device: Option<String>,
     #[serde(flatten)]
     result: Outcome,
 }
@@ -73,6 +78,15 @@ enum Outcome {
     Against(Comparison),
 }
 
+impl EvalArgs {
+    fn against_device(&self) -> DeviceArgs {
+        match &self.against_device {
+            None => self.device.clone(),
+            Some(device) => DeviceArgs { device: device.clone(), threads: None },
+        }
+    }
+}
+
 /// Measures and prints.
 pub fn run(args: EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let text = read_capped(&args.text, MAX_TEXT)?;
@@ -80,7 +94,7 @@ pub fn run(args: EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let options = LoadOptions { context: Some(args.ctx), kv: None };
     let mut model = load(&args.model.model, &args.device, &options, printer)?;
     let mut reference = match &args.against {
-        Some(path) => Some(load(path, &args.device, &options, printer)?),
+        Some(path) => Some(load(path, &args.against_device(), &options, printer)?),
         None => None,
     };
     let tokens = model.tokenizer().encode(&text, false).context("cannot encode the text")?;
@@ -98,10 +112,15 @@ pub fn run(args: EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         model: &args.model.model,
         against: args.against.as_deref(),
         text: &args.text,
-        device: model.machine().info().name.to_owned(),
+        device: device_name(&model),
+        against_device: reference.as_ref().map(device_name),
         result,
     };
     if args.json { printer.json(&report) } else { Ok(printer.answer(report.text())?) }
+}
+
+fn device_name(engine: &Engine) -> String {
+    engine.machine().info().name.to_owned()
 }
 
 /// Divergence means something only where both models read the same tokens.
