@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Columns that share a multiplier.
-pub(crate) const BLOCK: usize = 256;
+pub(crate) const BLOCK: usize = 128;
 
 /// Columns that the vector kernels take at a time: four groups.
 pub(crate) const CHUNK: usize = 128;
@@ -192,9 +192,9 @@ mod tests {
     #[test]
     fn error_is_half_a_step_of_the_block() {
         let x: Vec<f32> =
-            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < 256 { 10.0 } else { 0.3 }).collect();
+            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < BLOCK { 10.0 } else { 0.3 }).collect();
         let q = quantized(&x);
-        assert_eq!(q.multipliers, [64, 2, 2]);
+        assert_eq!(q.multipliers, [64, 2, 2, 2, 2, 2]);
         for (i, x) in x.iter().enumerate() {
             let step = q.unit * q.multipliers[i / BLOCK] as f32;
             assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn arranged_values_are_those_of_their_columns() {
         let x: Vec<f32> =
-            (0..300).map(|i| (i as f32 * 0.7).sin() * if i < 256 { 1.0 } else { 0.1 }).collect();
+            (0..300).map(|i| (i as f32 * 0.7).sin() * if i < BLOCK { 1.0 } else { 0.1 }).collect();
         for (layout, column) in
             [(Layout::LanePlanar, planar_column as fn(usize) -> usize), (Layout::Spread, spread_column)]
         {

@@ -78,7 +78,8 @@ fn write_texts(folder: &Path, layers: usize) -> Result<()> {
 /// In the order of the original's files.
 fn tensors(layers: usize) -> Vec<Tensor> {
     let layer = |i: usize| {
-        let tensor = |name: &str, shape: &[usize]| Tensor::new(format!("model.layers.{i}.{name}.weight"), shape);
+        let tensor =
+            |name: &str, shape: &[usize]| Tensor::new(format!("model.layers.{i}.{name}.weight"), shape);
         [
             tensor("input_layernorm", &[HIDDEN]),
             tensor("self_attn.qkv_proj", &[(HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN]),

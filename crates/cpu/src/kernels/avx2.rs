@@ -69,7 +69,7 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 
 /// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals. A step
 /// multiplies 16-bit weights by activations that already have their multipliers in them (at most 64 · 127): a block's
-/// sums stay below 2^29.
+/// sums stay below 2^28.
 ///
 /// # Safety
 /// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each.

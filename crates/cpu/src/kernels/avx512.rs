@@ -38,8 +38,8 @@ pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
 
-/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 127 · 16 weights · 64 to one.
-const BLOCKS_IN_32_BITS: usize = 64;
+/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 127 · 8 weights · 64 to one.
+const BLOCKS_IN_32_BITS: usize = 128;
 
 /// The constants of one code.
 #[repr(align(64))]
