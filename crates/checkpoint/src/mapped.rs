@@ -1,5 +1,6 @@
 use std::{
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -35,5 +36,20 @@ impl MappedFile {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Tells the operating system that `range` has been read: a checkpoint of 30 GB that is read once must not count as
+    /// 30 GB of this process's memory. The bytes stay readable.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the range is inside the mapping (memmap2 checks it). The mapping is of a file, shared and
+            // read-only, so there are no private changes to lose: dropped pages come back from the file.
+            // Advice only: where it is refused, the pages merely stay.
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let _ = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }

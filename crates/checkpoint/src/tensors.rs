@@ -96,7 +96,9 @@ impl Tensors {
                     && rows.end <= shape[0]
                     && rows.len().checked_mul(shape[1]) == Some(out.len()) =>
             {
-                placed.read_rows(self.files[placed.file].bytes(), rows, out);
+                let file = &self.files[placed.file];
+                placed.read_rows(file.bytes(), rows.clone(), out);
+                file.release(placed.stored(rows));
                 Ok(())
             }
             _ => Err(CheckpointError::Rows { name, rows, shape, out: out.len() }),
@@ -131,11 +133,14 @@ impl Placed {
         })
     }
 
+    /// The bytes of rows, counted as they are stored.
+    fn stored(&self, rows: Range<usize>) -> Range<usize> {
+        self.offset + rows.start * self.row_bytes..self.offset + rows.end * self.row_bytes
+    }
+
     /// `rows` are rows of this tensor and `out` has room for just them.
     fn read_rows(&self, file: &[u8], rows: Range<usize>, out: &mut [f32]) {
-        let stored = |rows: Range<usize>| {
-            &file[self.offset + rows.start * self.row_bytes..self.offset + rows.end * self.row_bytes]
-        };
+        let stored = |rows| &file[self.stored(rows)];
         let [height, width] = self.shape;
         match self.order {
             RowOrder::HalfSplit => self.dtype.to_f32(stored(rows), out),
