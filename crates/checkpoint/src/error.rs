@@ -1,4 +1,4 @@
-use std::{ops::Range, path::PathBuf};
+use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use upg_format::{ModelConfigError, TensorName};
 
@@ -100,6 +100,20 @@ pub enum CheckpointError {
     /// The vocabulary cannot be made into a tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A shard could not be had.
+    #[error("{shard}: {source}")]
+    Fetch {
+        /// Its name.
+        shard: String,
+        /// Why; it ends with what to do.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// A shard that is not the one whose header was read.
+    #[error("{0} is not what its header promised; start again")]
+    Changed(String),
+    /// Asked to stop.
+    #[error("stopped before all was read; start again to go on")]
+    Cancelled,
     /// The caller asked for rows that the tensor does not have, or brought a buffer of the wrong length.
     #[error("{name}: rows {rows:?} of {shape:?} into {out} numbers")]
     Rows {

@@ -8,22 +8,29 @@
 
 mod dtype;
 mod error;
+mod files;
 mod gguf;
 mod hf;
 mod loaded;
 mod mapped;
 mod names;
+mod source;
 mod stops;
+mod streamed;
 mod tensors;
 
 use std::{
     ops::Range,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 pub use error::CheckpointError;
 pub use gguf::GgufError;
+pub use hf::{INDEX_FILE, SIDE_FILES, SINGLE_FILE, shard_names};
 use mapped::MappedFile;
+pub use source::Source;
+pub use streamed::{Shard, ShardStore};
 use upg_format::{ModelConfig, TensorName, TextConfig};
 
 /// A model as it was published: configuration, text handling and weights in f32.
@@ -38,7 +45,7 @@ pub trait Checkpoint: Send + Sync {
     fn tokenizer_json(&self) -> &[u8];
 
     /// The files that hold the weights.
-    fn sources(&self) -> Vec<PathBuf>;
+    fn sources(&self) -> Vec<Source>;
 
     /// Converts rows `rows` of a tensor of [`TensorName::of_checkpoint`] into `out`, row-major; vectors are one row.
     ///
@@ -46,6 +53,15 @@ pub trait Checkpoint: Send + Sync {
     /// [`CheckpointError::Rows`] when the rows do not exist or `out` does not have `rows.len() · cols` numbers.
     fn read_rows(&self, name: TensorName, rows: Range<usize>, out: &mut [f32])
     -> Result<(), CheckpointError>;
+
+    /// Which of the files holds a tensor. Reading tensors in this order goes through the files once.
+    fn file_of(&self, _name: TensorName) -> usize {
+        0
+    }
+
+    /// Told when a tensor's numbers will not be asked for again. A checkpoint that fetches its files lets go of those
+    /// that are finished with; others do nothing.
+    fn finished(&self, _name: TensorName) {}
 
     /// One line about the checkpoint, such as `GGUF v3, llama, Q4_1`.
     fn describe(&self) -> String;
@@ -65,4 +81,21 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>, CheckpointError> {
         return Err(CheckpointError::NotACheckpoint { path: path.to_owned(), why });
     }
     Ok(Box::new(gguf::load(file)?))
+}
+
+/// Opens a checkpoint whose small files are in `folder` and whose shards come when they are needed.
+///
+/// At most two shards are in the store at a time: the one in use and the next one, which is fetched meanwhile. A shard
+/// goes when [`Checkpoint::finished`] was called for all its matrices. Once `cancel` is true, reading what is not
+/// there fails with [`CheckpointError::Cancelled`].
+///
+/// # Errors
+/// As [`open`]; a shard that cannot be had, or is not what its header promised, is an error of the reading.
+pub fn open_streamed(
+    folder: &Path,
+    shards: Vec<Shard>,
+    store: Box<dyn ShardStore>,
+    cancel: Arc<AtomicBool>,
+) -> Result<Box<dyn Checkpoint>, CheckpointError> {
+    Ok(Box::new(hf::load_streamed(folder, shards, store, cancel)?))
 }

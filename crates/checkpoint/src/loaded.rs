@@ -1,8 +1,8 @@
-use std::{ops::Range, path::PathBuf};
+use std::ops::Range;
 
 use upg_format::{ModelConfig, TensorName, TextConfig};
 
-use crate::{Checkpoint, CheckpointError, tensors::Tensors};
+use crate::{Checkpoint, CheckpointError, Source, tensors::Tensors};
 
 /// A checkpoint of either kind, once its description is read.
 pub(crate) struct Loaded {
@@ -26,8 +26,8 @@ impl Checkpoint for Loaded {
         &self.tokenizer_json
     }
 
-    fn sources(&self) -> Vec<PathBuf> {
-        self.tensors.files().iter().map(|file| file.path().to_owned()).collect()
+    fn sources(&self) -> Vec<Source> {
+        self.tensors.files().sources()
     }
 
     fn read_rows(
@@ -37,6 +37,14 @@ impl Checkpoint for Loaded {
         out: &mut [f32],
     ) -> Result<(), CheckpointError> {
         self.tensors.read_rows(name, rows, out)
+    }
+
+    fn file_of(&self, name: TensorName) -> usize {
+        self.tensors.file_of(name)
+    }
+
+    fn finished(&self, name: TensorName) {
+        self.tensors.finished(name);
     }
 
     fn describe(&self) -> String {

@@ -1,7 +1,8 @@
 use std::{
     fs::File,
-    ops::Range,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::Mmap;
@@ -51,5 +52,33 @@ impl MappedFile {
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+}
+
+/// Some bytes of a file of weights.
+pub(crate) enum Bytes {
+    /// Of a file that is mapped for as long as they are in use.
+    Mapped(Arc<MappedFile>, Range<usize>),
+    /// Kept beside a file that may be gone.
+    Kept(Arc<[u8]>),
+}
+
+impl Bytes {
+    /// See [`MappedFile::release`]; `part` counts from the first of these bytes.
+    pub(crate) fn release(&self, part: Range<usize>) {
+        if let Bytes::Mapped(file, range) = self {
+            file.release(range.start + part.start..range.start + part.end);
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(file, range) => &file.bytes()[range.clone()],
+            Bytes::Kept(bytes) => bytes,
+        }
     }
 }

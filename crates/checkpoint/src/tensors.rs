@@ -10,7 +10,7 @@ use upg_format::{ModelConfig, TensorName};
 use crate::{
     CheckpointError,
     dtype::DType,
-    mapped::MappedFile,
+    files::Files,
     names::{self, Dialect, RowOrder},
 };
 
@@ -29,17 +29,17 @@ pub(crate) struct Found {
 /// A tensor of the model: some rows of a tensor that was found.
 struct Placed {
     file: usize,
-    /// Where its first row starts.
-    offset: usize,
+    /// Its bytes in the file.
+    bytes: Range<usize>,
     dtype: DType,
     shape: [usize; 2],
     row_bytes: usize,
     order: RowOrder,
 }
 
-/// All tensors of a model, in mapped files.
+/// All tensors of a model, in the files that hold them.
 pub(crate) struct Tensors {
-    files: Vec<MappedFile>,
+    files: Files,
     placed: HashMap<TensorName, Placed>,
     main_dtype: DType,
 }
@@ -50,7 +50,7 @@ impl Tensors {
     pub(crate) fn place(
         config: &ModelConfig,
         dialect: Dialect,
-        files: Vec<MappedFile>,
+        files: Files,
         found: &BTreeMap<String, Found>,
     ) -> Result<Self, CheckpointError> {
         let mut placed = HashMap::new();
@@ -69,11 +69,26 @@ impl Tensors {
                 format!("a {} model has no such tensor as this program knows it", names::family(config));
             return Err(CheckpointError::Tensor { name: (*name).to_owned(), why });
         }
+        for (name, placed) in &placed {
+            files.will_read(placed.file, placed.bytes.clone(), name.kind().is_vector());
+        }
         Ok(Self { files, placed, main_dtype: main_dtype(found) })
     }
 
-    pub(crate) fn files(&self) -> &[MappedFile] {
+    pub(crate) fn files(&self) -> &Files {
         &self.files
+    }
+
+    /// See [`crate::Checkpoint::file_of`].
+    pub(crate) fn file_of(&self, name: TensorName) -> usize {
+        self.placed.get(&name).map_or(0, |placed| placed.file)
+    }
+
+    /// See [`crate::Checkpoint::finished`].
+    pub(crate) fn finished(&self, name: TensorName) {
+        if let Some(placed) = self.placed.get(&name) {
+            self.files.finished(placed.file, &placed.bytes);
+        }
     }
 
     /// The type that most bytes have.
@@ -96,9 +111,9 @@ impl Tensors {
                     && rows.end <= shape[0]
                     && rows.len().checked_mul(shape[1]) == Some(out.len()) =>
             {
-                let file = &self.files[placed.file];
-                placed.read_rows(file.bytes(), rows.clone(), out);
-                file.release(placed.stored(rows));
+                let bytes = self.files.read(placed.file, &placed.bytes)?;
+                placed.read_rows(&bytes, rows.clone(), out);
+                bytes.release(placed.stored(rows));
                 Ok(())
             }
             _ => Err(CheckpointError::Rows { name, rows, shape, out: out.len() }),
@@ -123,9 +138,10 @@ impl Placed {
         if row_bytes.checked_mul(part.stored_rows) != Some(source.bytes.len()) {
             return fail(format!("{} bytes cannot hold {expected:?} numbers", source.bytes.len()));
         }
+        let start = source.bytes.start + part.first_row * row_bytes;
         Ok(Self {
             file: source.file,
-            offset: source.bytes.start + part.first_row * row_bytes,
+            bytes: start..start + shape[0] * row_bytes,
             dtype: source.dtype,
             shape,
             row_bytes,
@@ -133,14 +149,14 @@ impl Placed {
         })
     }
 
-    /// The bytes of rows, counted as they are stored.
+    /// The bytes of rows, counted as they are stored, from the tensor's first on.
     fn stored(&self, rows: Range<usize>) -> Range<usize> {
-        self.offset + rows.start * self.row_bytes..self.offset + rows.end * self.row_bytes
+        rows.start * self.row_bytes..rows.end * self.row_bytes
     }
 
-    /// `rows` are rows of this tensor and `out` has room for just them.
-    fn read_rows(&self, file: &[u8], rows: Range<usize>, out: &mut [f32]) {
-        let stored = |rows| &file[self.stored(rows)];
+    /// `bytes` are the tensor's, `rows` are rows of it, and `out` has room for just them.
+    fn read_rows(&self, bytes: &[u8], rows: Range<usize>, out: &mut [f32]) {
+        let stored = |rows| &bytes[self.stored(rows)];
         let [height, width] = self.shape;
         match self.order {
             RowOrder::HalfSplit => self.dtype.to_f32(stored(rows), out),

@@ -9,6 +9,7 @@ use crate::commands;
 const AFTER_HELP: &str = "\
 Examples:
   upg compress model.gguf -o model.upg --ratio 10   # a tenth of the model's size in 32-bit floats
+  upg compress hf:microsoft/phi-4 -o phi-4.upg      # from the Hugging Face hub, shard by shard
   upg run model.upg \"Why is the sky blue?\"          # one answer
   upg run model.upg                                 # a chat
   upg bench --synthetic phi-4                       # how fast would Phi-4 decode here?
@@ -36,6 +37,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     Compress(commands::compress::CompressArgs),
+    Pull(commands::pull::PullArgs),
     Run(commands::run::RunArgs),
     Inspect(commands::inspect::InspectArgs),
     Bench(commands::bench::BenchArgs),

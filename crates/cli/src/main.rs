@@ -4,6 +4,7 @@ mod args;
 mod chat;
 mod commands;
 mod exit;
+mod hub;
 mod interrupt;
 mod printer;
 mod source;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let printer = Printer::new(&cli.output);
     let result = match cli.command {
         Command::Compress(args) => commands::compress::run(args, &printer),
+        Command::Pull(args) => commands::pull::run(args, &printer),
         Command::Run(args) => commands::run::run(args, &printer),
         Command::Inspect(args) => commands::inspect::run(args, &printer),
         Command::Bench(args) => commands::bench::run(args, &printer),

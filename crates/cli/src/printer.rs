@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::ColorChoice;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::OutputArgs;
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 
 const STEPS: &str = "{prefix:>12} [{bar:30}] {percent:>3} % {eta:>4}  {msg}";
 const BYTES: &str =
-    "{prefix:>12} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta:>4}";
+    "{prefix:>12} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta:>4}  {msg}";
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Level {
@@ -28,10 +28,18 @@ enum Level {
 
 /// Knows how much the user wants to hear.
 pub struct Printer {
-    level: Level,
+    notes: Notes,
     progress: bool,
+}
+
+/// What is said on standard error, from any thread.
+#[derive(Clone)]
+pub struct Notes {
+    level: Level,
     /// Colours on standard error.
     color: bool,
+    /// All bars that are shown.
+    bars: MultiProgress,
 }
 
 impl Printer {
@@ -48,7 +56,13 @@ impl Printer {
             ColorChoice::Never => false,
             ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         };
-        Self { level, progress: terminal && !args.no_progress && level != Level::Quiet, color }
+        let progress = terminal && !args.no_progress && level != Level::Quiet;
+        Self { notes: Notes { level, color, bars: MultiProgress::new() }, progress }
+    }
+
+    /// The part of it that can be given to another thread.
+    pub fn notes(&self) -> Notes {
+        self.notes.clone()
     }
 
     /// The answer: a line on standard output.
@@ -70,27 +84,28 @@ impl Printer {
 
     /// Something that most users want to know.
     pub fn note(&self, text: impl Display) {
-        self.say(Level::Normal, text);
+        self.notes.say(Level::Normal, text);
     }
 
     /// Something that few users want to know.
     pub fn detail(&self, text: impl Display) {
-        self.say(Level::Verbose, text);
+        self.notes.say(Level::Verbose, text);
     }
 
     /// Something that the user should act upon, said even where quiet.
     pub fn warn(&self, text: impl Display) {
-        self.say(Level::Quiet, format_args!("{} {text}", self.paint("warning:", "1;33")));
+        self.notes.warn(text);
     }
 
     /// Why the command failed: the causes from the outermost in; the last line says what to do next.
     pub fn error(&self, error: &anyhow::Error) {
-        self.say(Level::Quiet, format_args!("{} {error}", self.paint("error:", "1;31")));
+        let notes = &self.notes;
+        notes.say(Level::Quiet, format_args!("{} {error}", notes.paint("error:", "1;31")));
         let mut said = error.to_string();
         for cause in error.chain().skip(1).map(ToString::to_string) {
             // Errors that pass their cause's text on are not worth a second line.
             if !said.ends_with(&cause) {
-                self.say(Level::Quiet, format_args!("  because: {cause}"));
+                notes.say(Level::Quiet, format_args!("  because: {cause}"));
                 said = cause;
             }
         }
@@ -98,18 +113,25 @@ impl Printer {
 
     /// Progress over `total` steps; shown only where it is wanted, and only once it takes a while.
     pub fn progress(&self, prefix: &'static str, total: u64) -> Progress {
-        Progress::new(self.progress, prefix, total, STEPS)
+        Progress::new(self.progress.then_some(&self.notes.bars), prefix, total, STEPS)
     }
 
     /// Progress over `total` bytes.
     pub fn bytes_progress(&self, prefix: &'static str, total: u64) -> Progress {
-        Progress::new(self.progress, prefix, total, BYTES)
+        Progress::new(self.progress.then_some(&self.notes.bars), prefix, total, BYTES)
+    }
+}
+
+impl Notes {
+    /// Something that the user should act upon, said even where quiet.
+    pub fn warn(&self, text: impl Display) {
+        self.say(Level::Quiet, format_args!("{} {text}", self.paint("warning:", "1;33")));
     }
 
     fn say(&self, level: Level, text: impl Display) {
         if self.level >= level {
-            // Nobody is left to hear that standard error is closed.
-            let _ = writeln!(io::stderr(), "{text}");
+            // Bars step aside; nobody is left to hear that standard error is closed.
+            let _ = self.bars.suspend(|| writeln!(io::stderr(), "{text}"));
         }
     }
 
@@ -121,24 +143,23 @@ impl Printer {
 /// A progress bar on standard error; it goes when dropped.
 pub struct Progress {
     bar: ProgressBar,
-    /// When to begin to show it; `None`: never, or it is shown.
-    show_at: Option<Instant>,
+    /// When and where to begin to show it; `None`: never, or it is shown.
+    show_at: Option<(Instant, MultiProgress)>,
 }
 
 impl Progress {
-    fn new(wanted: bool, prefix: &'static str, total: u64, template: &str) -> Self {
+    fn new(bars: Option<&MultiProgress>, prefix: &'static str, total: u64, template: &str) -> Self {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         bar.set_style(style.progress_chars("=> "));
         bar.set_prefix(prefix);
-        Self { bar, show_at: wanted.then(|| Instant::now() + PATIENCE) }
+        Self { bar, show_at: bars.map(|bars| (Instant::now() + PATIENCE, bars.clone())) }
     }
 
     /// `done` of the total are done.
     pub fn set(&mut self, done: u64) {
-        if self.show_at.is_some_and(|at| Instant::now() >= at) {
-            self.show_at = None;
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        if let Some((_, bars)) = self.show_at.take_if(|(at, _)| Instant::now() >= *at) {
+            bars.add(self.bar.clone());
         }
         self.bar.set_position(done);
     }
@@ -146,6 +167,11 @@ impl Progress {
     /// `done` more are done.
     pub fn add(&mut self, done: u64) {
         self.set(self.bar.position() + done);
+    }
+
+    /// There is so much in all.
+    pub fn total(&self, total: u64) {
+        self.bar.set_length(total);
     }
 
     /// What is being done.

@@ -1,11 +1,6 @@
 //! What MODEL names: a `.upg` file or an uncompressed checkpoint.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs::File, io::Read as _, path::Path, time::Instant};
 
 use anyhow::{Context as _, ensure};
 use upg_checkpoint::Checkpoint;
@@ -54,11 +49,8 @@ fn is_checkpoint(path: &Path) -> anyhow::Result<bool> {
 }
 
 /// Bytes that the files of a checkpoint take together.
-pub fn files_len(files: &[PathBuf]) -> anyhow::Result<u64> {
-    let len = |path: &PathBuf| {
-        let meta = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(meta.len())
-    };
+pub fn files_len(files: &[upg_checkpoint::Source]) -> anyhow::Result<u64> {
+    let len = |file: &upg_checkpoint::Source| file.size().with_context(|| format!("cannot read {file:?}"));
     files.iter().map(len).sum()
 }
 

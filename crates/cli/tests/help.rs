@@ -17,7 +17,7 @@ fn the_help_is_as_it_was() {
 #[test]
 fn every_command_has_examples() {
     let folder = tempfile::tempdir().unwrap();
-    for command in ["compress", "run", "inspect", "bench", "eval", "devices", "completions"] {
+    for command in ["compress", "pull", "run", "inspect", "bench", "eval", "devices", "completions"] {
         let help = stdout(folder.path(), &[command, "--help"]);
         assert!(help.contains(&format!("Examples:\n  upg {command}")), "{help}");
     }

@@ -17,7 +17,7 @@ use upg_format::{
 
 use crate::{
     CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport,
-    calibrate::{Calibration, MATRICES, Outcome, Store, Walk, values},
+    calibrate::{Calibration, Outcome, Store, Walk, values},
     peak_rss,
     plan::{PlannedTensor, allocate},
     round::{Energy, RowTooLarge, round_rows},
@@ -77,19 +77,29 @@ pub fn compress(
     let encodings = plan.encodings();
     let writer = UpgWriter::create_or_resume(out, &header, checkpoint.tokenizer_json(), &encodings)?;
     let mut job = Job { folded: &folded, writer, progress, cancel, numbers: Vec::new() };
+    plan.tensors().iter().filter(|t| job.writer.is_done(t.name)).for_each(|t| folded.finished(t.name));
     let mut weights = 0;
-    // Matrices of layers come last where they are rounded by text that passes through all before them.
-    let later = |t: &&PlannedTensor| options.calibration.is_some() && MATRICES.contains(&t.name.kind());
-    for tensor in plan.tensors().iter().filter(|t| !later(t)) {
-        weights += job.tensor(tensor)?;
-    }
     if let Some(calibration) = &options.calibration {
         weights += job.calibrated(&plan, calibration)?;
+    }
+    // In the order of the checkpoint's files: where they are fetched, each comes once.
+    let mut rest: Vec<_> = plan.tensors().iter().collect();
+    if options.calibration.is_some() {
+        rest.retain(|t| !calibrated(t.name));
+    }
+    rest.sort_by_key(|t| folded.file_of(t.name));
+    for tensor in rest {
+        weights += job.tensor(tensor)?;
     }
     let file_bytes = job.writer.finish()?;
     let tensors = measured(out)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Report { plan, tensors, file_bytes, seconds, weights, peak_rss: peak_rss() })
+}
+
+/// Whether calibration brings a tensor into the file: all but what comes after the last layer.
+fn calibrated(name: TensorName) -> bool {
+    name.kind() == TensorKind::Embed || name.layer().is_some()
 }
 
 /// What the file says of itself. Depends on nothing but the arguments: it decides whether a run can be gone on with.
@@ -101,7 +111,7 @@ fn header(
     progress: &dyn Progress,
 ) -> Result<Header, CompressError> {
     progress.message("Hashing the checkpoint");
-    let source = checkpoint.sources().iter().map(|path| identify(path)).collect::<Result<_, _>>()?;
+    let source = checkpoint.sources().iter().map(identify).collect::<Result<_, _>>()?;
     let rounding = match options.calibration {
         None => "nearest; row scales by least squares",
         Some(_) => "LDLQ in blocks of 32; row scales by least squares of the outputs",
@@ -200,21 +210,33 @@ impl Job<'_> {
             self.progress.advanced((chunk.len() * cols) as u64);
         }
         let snr_db = energy.snr_db();
-        self.writer.finish_tensor(name, snr_db.map(|snr_db| TensorStats { snr_db }))?;
-        self.progress.finished(name, snr_db);
+        self.finish(name, snr_db)?;
         Ok(tensor.weights())
     }
 
-    /// Brings the matrices of all layers into the file, rounded by the text, and returns the weights that this took.
+    /// Brings the embedding and all layers into the file, their matrices rounded by the text, and returns the weights
+    /// that this took.
     fn calibrated(&mut self, plan: &Plan, calibration: &Calibration) -> Result<u64, CompressError> {
         let mut store = Layers { job: self, plan, weights: 0 };
-        let embedding = store.numbers(TensorName::global(TensorKind::Embed))?;
+        let embed = TensorName::global(TensorKind::Embed);
+        store.plain(embed)?;
+        let embedding = store.numbers(embed)?;
         let mut walk = Walk::new(store.job.folded, calibration, &embedding, store.job.progress)?;
         drop(embedding);
         for layer in 0..store.job.folded.config().layers {
+            let biases = plan.tensors().iter().map(|t| t.name).filter(|name| name.layer() == Some(layer));
+            biases.filter(|name| name.kind().is_vector()).try_for_each(|name| store.plain(name))?;
             walk.layer(layer, &mut store)?;
         }
         Ok(store.weights)
+    }
+
+    /// Declares a tensor complete.
+    fn finish(&mut self, name: TensorName, snr_db: Option<f32>) -> Result<(), CompressError> {
+        self.writer.finish_tensor(name, snr_db.map(|snr_db| TensorStats { snr_db }))?;
+        self.progress.finished(name, snr_db);
+        self.folded.finished(name);
+        Ok(())
     }
 
     fn t8(
@@ -274,6 +296,13 @@ impl Layers<'_, '_> {
         self.plan.tensors().iter().find(|t| t.name == name).ok_or_else(missing)
     }
 
+    /// Brings a tensor into the file that is not rounded by the text.
+    fn plain(&mut self, name: TensorName) -> Result<(), CompressError> {
+        let tensor = *self.planned(name)?;
+        self.weights += self.job.tensor(&tensor)?;
+        Ok(())
+    }
+
     /// A finished tensor's numbers, read back from the file.
     fn numbers(&self, name: TensorName) -> Result<Vec<f32>, CompressError> {
         let tensor = self.planned(name)?;
@@ -293,6 +322,10 @@ impl Layers<'_, '_> {
 }
 
 impl Store for Layers<'_, '_> {
+    fn known(&self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError> {
+        self.job.writer.is_done(name).then(|| self.numbers(name)).transpose()
+    }
+
     fn finished(&mut self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError> {
         if self.job.cancel.load(Ordering::Relaxed) {
             return Err(CompressError::Cancelled);
@@ -333,10 +366,8 @@ impl Store for Layers<'_, '_> {
                 }
             }
         };
-        let snr_db = energy.snr_db();
-        job.writer.finish_tensor(name, snr_db.map(|snr_db| TensorStats { snr_db }))?;
         job.progress.advanced(weights);
-        job.progress.finished(name, snr_db);
+        job.finish(name, energy.snr_db())?;
         self.weights += weights;
         Ok(())
     }

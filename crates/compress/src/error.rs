@@ -11,7 +11,7 @@ use crate::Target;
 pub enum CompressError {
     /// The checkpoint could not be read.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Checkpoint(CheckpointError),
     /// Weights could not be read for a forward pass.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -78,4 +78,13 @@ pub enum CompressError {
     /// Asked to stop.
     #[error("stopped; the same command goes on from the tensors that are finished")]
     Cancelled,
+}
+
+impl From<CheckpointError> for CompressError {
+    fn from(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Cancelled => Self::Cancelled,
+            error => Self::Checkpoint(error),
+        }
+    }
 }

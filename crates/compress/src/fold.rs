@@ -91,6 +91,16 @@ impl<'a> Folded<'a> {
         &self.config
     }
 
+    /// See [`Checkpoint::file_of`].
+    pub(crate) fn file_of(&self, name: TensorName) -> usize {
+        self.checkpoint.file_of(name)
+    }
+
+    /// See [`Checkpoint::finished`].
+    pub(crate) fn finished(&self, name: TensorName) {
+        self.checkpoint.finished(name);
+    }
+
     /// The rows that must be asked for together: a rotation of the output side mixes the rows of a block. Divides the
     /// tensor's number of rows.
     pub fn row_step(&self, name: TensorName) -> usize {

@@ -4,10 +4,10 @@
 
 mod common;
 
-use std::{ops::Range, path::PathBuf, sync::atomic::AtomicBool};
+use std::{ops::Range, sync::atomic::AtomicBool};
 
 use common::tiny;
-use upg_checkpoint::{Checkpoint, CheckpointError};
+use upg_checkpoint::{Checkpoint, CheckpointError, Source};
 use upg_compress::{Options, Target, compress, peak_rss};
 use upg_format::{ModelConfig, TensorName, TextConfig};
 
@@ -30,7 +30,7 @@ impl Checkpoint for Endless {
         b"{}"
     }
 
-    fn sources(&self) -> Vec<PathBuf> {
+    fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
 

@@ -57,6 +57,8 @@ pub struct SourceFile {
     pub size: u64,
     /// Its BLAKE3 hash in hexadecimal, where it was computed.
     pub blake3: Option<String>,
+    /// Its SHA-256 in hexadecimal, by which model hubs know it, where it was computed.
+    pub sha256: Option<String>,
 }
 
 impl Header {

@@ -14,6 +14,7 @@ pub use error::GgufError;
 
 use crate::{
     CheckpointError,
+    files::Files,
     loaded::Loaded,
     mapped::MappedFile,
     names::{self, Dialect},
@@ -35,7 +36,7 @@ pub(crate) fn load(file: MappedFile) -> Result<Loaded, CheckpointError> {
     let text = gguf.text(&vocabulary)?;
     let tokenizer_json = vocabulary.tokenizer_json(&gguf)?;
     let (version, found) = (gguf.version, gguf.tensors);
-    let tensors = Tensors::place(&config, Dialect::Gguf, vec![file], &found)?;
+    let tensors = Tensors::place(&config, Dialect::Gguf, Files::mapped(vec![file]), &found)?;
     let description = format!("GGUF v{version}, {}, {}", names::family(&config), tensors.main_dtype().name());
     Ok(Loaded { config, text, tokenizer_json, tensors, description })
 }

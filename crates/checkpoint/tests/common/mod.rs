@@ -372,13 +372,18 @@ pub fn write_folder(folder: &Path, config: &Value, tensors: &[Plain], dtype: Dty
 
 /// Writes a sound folder with two shards.
 pub fn write_shards(folder: &Path, config: &Value, tensors: &[Plain]) {
+    write_shards_of(folder, config, tensors, 2);
+}
+
+/// Writes a sound folder with `count` shards of about as many tensors each.
+pub fn write_shards_of(folder: &Path, config: &Value, tensors: &[Plain], count: usize) {
     fs::create_dir_all(folder).unwrap();
     write_json(&folder.join("config.json"), config);
     write_json(&folder.join("tokenizer.json"), &tokenizer_json());
-    let (first, second) = tensors.split_at(tensors.len() / 2);
     let mut weight_map = serde_json::Map::new();
-    for (i, part) in [first, second].into_iter().enumerate() {
-        let shard = format!("model-{:05}-of-00002.safetensors", i + 1);
+    for i in 0..count {
+        let part = &tensors[i * tensors.len() / count..(i + 1) * tensors.len() / count];
+        let shard = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
         write_safetensors(&folder.join(&shard), part, Dtype::F32);
         weight_map.extend(part.iter().map(|tensor| (tensor.0.clone(), json!(shard))));
     }

@@ -2,6 +2,7 @@
 
 mod calibration;
 mod progress;
+mod remote;
 
 use std::path::PathBuf;
 
@@ -29,17 +30,20 @@ const MAX_PLAN: u64 = 16 << 20;
 ///
 /// Reads a GGUF file or a Hugging Face folder tensor by tensor, so that memory stays bounded whatever the model's size.
 /// The plan is printed before anything is written. Ctrl-C stops; the same command then goes on where it stopped.
+/// A model on the Hugging Face hub (hf:OWNER/NAME) is compressed shard by shard: it needs the disk of OUT and of two
+/// shards, which are in OUT.part.hub meanwhile. See `upg pull --help` for the hub's environment.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   upg compress phi-4/ -o phi-4.upg                  # 10:1 against fp32: 5.5 GiB
+  upg compress hf:microsoft/phi-4 -o phi-4.upg      # from the hub, without storing it
   upg compress model.gguf -o model.upg --bits 4.25
   upg compress phi-4/ -o phi-4.upg --size 6GiB
   upg compress model.gguf -o model.upg --calibrate text.txt
   upg compress model.gguf -o model.upg --save-plan plan.json   # edit it, then
   upg compress model.gguf -o model.upg --plan plan.json --force")]
 pub struct CompressArgs {
-    /// The checkpoint: a GGUF file or a Hugging Face folder
+    /// The checkpoint: a GGUF file, a Hugging Face folder, or on the hub hf:OWNER/NAME[@REVISION][/FILE.gguf]
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     source: PathBuf,
     /// The .upg file to write
@@ -88,16 +92,21 @@ struct TargetArgs {
 }
 
 impl CompressArgs {
-    fn target(&self) -> Target {
+    /// The size that is asked for, and the default one.
+    fn sized(&self) -> Option<Target> {
         let TargetArgs { ratio, bits, size } = self.target;
         match (ratio, bits, size) {
-            (Some(ratio), ..) => Target::Ratio(ratio),
-            (_, Some(bits), _) => Target::Bits(bits),
-            (.., Some(size)) => Target::Size(size),
-            // A plan says it all: no more than fp32 is no limit.
-            _ if self.plan.is_some() => Target::Ratio(1.0),
-            _ => Target::Ratio(10.0),
+            (Some(ratio), ..) => Some(Target::Ratio(ratio)),
+            (_, Some(bits), _) => Some(Target::Bits(bits)),
+            (.., Some(size)) => Some(Target::Size(size)),
+            _ if self.plan.is_some() => None,
+            _ => Some(Target::Ratio(10.0)),
         }
+    }
+
+    fn target(&self) -> Target {
+        // A plan says it all: no more than fp32 is no limit.
+        self.sized().unwrap_or(Target::Ratio(1.0))
     }
 
     fn options(&self, checkpoint: &dyn Checkpoint) -> anyhow::Result<Options> {
@@ -115,10 +124,13 @@ pub fn run(args: CompressArgs, printer: &Printer) -> anyhow::Result<()> {
         args.force || !args.output.exists(),
         "{out} exists: pass --force to overwrite it, or choose another file"
     );
-    let checkpoint =
-        upg_checkpoint::open(&args.source).with_context(|| format!("cannot open the checkpoint {source}"))?;
-    let options = args.options(checkpoint.as_ref())?;
     let interrupt = Interrupt::install()?;
+    let opened = remote::open(&args.source, &args.output, args.sized(), printer, &interrupt);
+    let (checkpoint, working) = match opened {
+        Err(_) if interrupt.raised() => return Err(Interrupted(CompressError::Cancelled.to_string()).into()),
+        opened => opened.with_context(|| format!("cannot open the checkpoint {source}"))?,
+    };
+    let options = args.options(checkpoint.as_ref())?;
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.context("cannot start the threads: ask for fewer with --threads")?;
@@ -129,9 +141,11 @@ pub fn run(args: CompressArgs, printer: &Printer) -> anyhow::Result<()> {
         compress(checkpoint.as_ref(), &args.output, args.target(), &options, &shown, interrupt.flag());
     shown.close()?;
     let report = match result {
-        Err(error @ CompressError::Cancelled) => return Err(Interrupted(error.to_string()).into()),
+        Err(_) if interrupt.raised() => return Err(Interrupted(CompressError::Cancelled.to_string()).into()),
         result => result.with_context(|| format!("cannot compress {source}"))?,
     };
+    drop(checkpoint);
+    working.remove()?;
     if args.json {
         return printer.json(&json!({
             "file": args.output,

@@ -6,4 +6,5 @@ pub mod compress;
 pub mod devices;
 pub mod eval;
 pub mod inspect;
+pub mod pull;
 pub mod run;

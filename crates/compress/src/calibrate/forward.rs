@@ -50,8 +50,17 @@ pub(crate) const MATRICES: [TensorKind; 7] = [
 
 impl Layer {
     pub(crate) fn load(weights: &dyn Weights, layer: usize) -> Result<Self, CompressError> {
-        let tensor = |kind| decoded(weights, TensorName::new(layer, kind));
-        let biases = if weights.config().qkv_bias {
+        Self::load_with(weights.config(), layer, |name| decoded(weights, name))
+    }
+
+    /// The same from wherever `tensor` has them.
+    pub(crate) fn load_with(
+        config: &ModelConfig,
+        layer: usize,
+        tensor: impl Fn(TensorName) -> Result<Vec<f32>, CompressError>,
+    ) -> Result<Self, CompressError> {
+        let tensor = |kind| tensor(TensorName::new(layer, kind));
+        let biases = if config.qkv_bias {
             Some([tensor(TensorKind::QBias)?, tensor(TensorKind::KBias)?, tensor(TensorKind::VBias)?])
         } else {
             None

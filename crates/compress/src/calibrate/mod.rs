@@ -8,7 +8,6 @@ mod measure;
 mod sensitivity;
 mod walk;
 
-pub(crate) use forward::MATRICES;
 pub(crate) use ldlq::values;
 pub use measure::{Divergence, divergence};
 pub use sensitivity::sensitivities;

@@ -4,7 +4,7 @@ use upg_codec::Bits;
 use upg_format::{Encoding, TensorKind, TensorName};
 
 use super::{
-    forward::{Activations, Forward, Layer},
+    forward::{Activations, Forward, Layer, decoded},
     hessian::{Factor, Hessian},
     ldlq::{Rounded, dot, round, values},
     measure::whole_sequences,
@@ -56,6 +56,9 @@ pub(crate) trait Store {
     /// A matrix is begun: how it is to be stored.
     fn start(&mut self, name: TensorName) -> Result<Encoding, CompressError>;
 
+    /// The numbers of a tensor that is in the file.
+    fn known(&self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError>;
+
     /// What a matrix became, where an earlier run has finished it.
     fn finished(&mut self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError>;
 
@@ -105,7 +108,11 @@ impl<'a> Walk<'a> {
     /// Compresses the next layer, the `index`-th.
     pub(crate) fn layer(&mut self, index: usize, store: &mut dyn Store) -> Result<(), CompressError> {
         use TensorKind::*;
-        let mut layer = Layer::load(self.folded, index)?;
+        // What is in the file already need not be read (and perhaps fetched) again.
+        let mut layer = Layer::load_with(self.folded.config(), index, |name| match store.known(name)? {
+            Some(numbers) => Ok(numbers),
+            None => decoded(self.folded, name),
+        })?;
         let mut x = std::mem::take(&mut self.x);
         let mut stage = |layer: &mut Layer, kinds: &[TensorKind], input: &[f32]| {
             let mut rest = Vec::new();

@@ -1,9 +1,9 @@
 //! Checkpoints made of random numbers, and the one real one.
 #![allow(dead_code)] // each test binary uses its own part
 
-use std::{collections::BTreeMap, ops::Range, path::PathBuf};
+use std::{collections::BTreeMap, ops::Range};
 
-use upg_checkpoint::{Checkpoint, CheckpointError};
+use upg_checkpoint::{Checkpoint, CheckpointError, Source};
 use upg_format::{Architecture, ModelConfig, RopeConfig, RopeScaling, TensorKind, TensorName, TextConfig};
 use upg_pdvm::rotation::SplitMix64;
 
@@ -77,7 +77,7 @@ impl Checkpoint for Generated {
         b"{\"version\": \"1.0\"}"
     }
 
-    fn sources(&self) -> Vec<PathBuf> {
+    fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
 

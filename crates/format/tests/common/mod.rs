@@ -39,7 +39,7 @@ pub fn header() -> Header {
         config: config(),
         text: TextConfig { bos: Some(1), eos: Some(2), stop_tokens: vec![2, 8], ..TextConfig::default() },
         provenance: Provenance {
-            source: vec![SourceFile { name: "tiny.gguf".into(), size: 7, blake3: None }],
+            source: vec![SourceFile { name: "tiny.gguf".into(), size: 7, blake3: None, sha256: None }],
             tool: "upg".into(),
             ..Provenance::default()
         },

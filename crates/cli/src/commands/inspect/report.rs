@@ -256,7 +256,9 @@ fn config_text(config: &ModelConfig, parameters: u64) -> String {
 fn provenance_text(provenance: &Provenance) -> String {
     let mut text = String::new();
     for source in &provenance.source {
-        let hash = source.blake3.as_ref().map(|hash| format!(", blake3 {hash}")).unwrap_or_default();
+        let hashes = [("sha256", &source.sha256), ("blake3", &source.blake3)];
+        let hash: String =
+            hashes.iter().filter_map(|(kind, hash)| Some(format!(", {kind} {}", hash.as_ref()?))).collect();
         field(&mut text, "made from", &format!("{} ({}{hash})", source.name, bytes(source.size)));
     }
     field(&mut text, "made by", &provenance.tool);
