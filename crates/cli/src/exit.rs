@@ -1,9 +1,15 @@
 //! Exit codes, as `upg --help` documents them.
 
-use std::{fmt, io, process::ExitCode};
+use std::{fmt, io};
 
 use crate::printer::Printer;
 
+/// The command went well.
+pub const SUCCESS: u8 = 0;
+/// It failed.
+pub const FAILURE: u8 = 1;
+/// The command line is wrong.
+pub const USAGE: u8 = 2;
 /// Ended by Ctrl-C (128 + SIGINT, as shells have it).
 pub const INTERRUPTED: u8 = 130;
 
@@ -20,19 +26,19 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 /// Reports a command's error, and turns its outcome into the exit code.
-pub fn code(result: anyhow::Result<()>, printer: &Printer) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
+pub fn code(result: anyhow::Result<()>, printer: &Printer) -> u8 {
+    let Err(error) = result else { return SUCCESS };
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
         printer.warn(interrupted);
-        return INTERRUPTED.into();
+        return INTERRUPTED;
     }
     // `upg inspect MODEL | head`: the reader has had enough, which is no error.
     let closed = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     };
     if error.chain().any(closed) {
-        return ExitCode::SUCCESS;
+        return SUCCESS;
     }
     printer.error(&error);
-    ExitCode::FAILURE
+    FAILURE
 }

@@ -1,13 +1,16 @@
 //! Ctrl-C: the first one asks, the second one ends the process.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::Context as _;
 
 use crate::exit::INTERRUPTED;
+
+/// A process can listen for Ctrl-C once: later commands of the same process share it.
+static INSTALLED: Mutex<Option<Interrupt>> = Mutex::new(None);
 
 /// A flag that Ctrl-C (or a termination signal) raises.
 #[derive(Clone)]
@@ -16,6 +19,11 @@ pub struct Interrupt(Arc<AtomicBool>);
 impl Interrupt {
     /// Takes over Ctrl-C for the rest of the process. A second one, before [`Interrupt::clear`], ends the process.
     pub fn install() -> anyhow::Result<Self> {
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interrupt) = installed.as_ref() {
+            interrupt.clear();
+            return Ok(interrupt.clone());
+        }
         let flag = Arc::new(AtomicBool::new(false));
         let handler = Arc::clone(&flag);
         ctrlc::set_handler(move || {
@@ -24,7 +32,12 @@ impl Interrupt {
             }
         })
         .context("cannot listen for Ctrl-C")?;
-        Ok(Self(flag))
+        Ok(installed.insert(Self(flag)).clone())
+    }
+
+    /// A flag that somebody else raises.
+    pub fn of(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
     }
 
     /// Whether Ctrl-C was pressed.

@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     io::{self, IsTerminal as _, Write as _},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use clap::ColorChoice;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::args::OutputArgs;
+use crate::{args::OutputArgs, host::Host, interrupt::Interrupt};
 
 /// What takes less than this shows no progress.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -30,6 +31,7 @@ enum Level {
 pub struct Printer {
     notes: Notes,
     progress: bool,
+    hosted: Option<Hosted>,
 }
 
 /// What is said on standard error, from any thread.
@@ -40,6 +42,13 @@ pub struct Notes {
     color: bool,
     /// All bars that are shown.
     bars: MultiProgress,
+}
+
+/// A program listens, not a person.
+struct Hosted {
+    host: Host,
+    /// What standard output would have got.
+    answer: Mutex<String>,
 }
 
 impl Printer {
@@ -57,7 +66,27 @@ impl Printer {
             ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         };
         let progress = terminal && !args.no_progress && level != Level::Quiet;
-        Self { notes: Notes { level, color, bars: MultiProgress::new() }, progress }
+        Self { notes: Notes { level, color, bars: MultiProgress::new() }, progress, hosted: None }
+    }
+
+    /// Keeps answers for a program, and tells it the progress.
+    pub fn hosted(host: Host) -> Self {
+        let notes = Notes { level: Level::Quiet, color: false, bars: MultiProgress::new() };
+        Self { notes, progress: false, hosted: Some(Hosted { host, answer: Mutex::default() }) }
+    }
+
+    /// What a hosted command answered.
+    pub fn answered(self) -> String {
+        let answer = self.hosted.map(|hosted| hosted.answer.into_inner());
+        answer.map(|answer| answer.unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
+    }
+
+    /// What stops the command: Ctrl-C, which this takes over, or the program that called it.
+    pub fn interrupt(&self) -> anyhow::Result<Interrupt> {
+        match &self.hosted {
+            None => Interrupt::install(),
+            Some(hosted) => Ok(Interrupt::of(hosted.host.cancel.clone())),
+        }
     }
 
     /// The part of it that can be given to another thread.
@@ -67,11 +96,15 @@ impl Printer {
 
     /// The answer: a line on standard output.
     pub fn answer(&self, text: impl Display) -> io::Result<()> {
-        writeln!(io::stdout(), "{text}")
+        self.piece(&format!("{text}\n"))
     }
 
     /// A piece of a streamed answer: no line end, shown at once.
     pub fn piece(&self, text: &str) -> io::Result<()> {
+        if let Some(hosted) = &self.hosted {
+            hosted.answer.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
         out.flush()
@@ -113,12 +146,17 @@ impl Printer {
 
     /// Progress over `total` steps; shown only where it is wanted, and only once it takes a while.
     pub fn progress(&self, prefix: &'static str, total: u64) -> Progress {
-        Progress::new(self.progress.then_some(&self.notes.bars), prefix, total, STEPS)
+        self.any_progress(prefix, total, STEPS)
     }
 
     /// Progress over `total` bytes.
     pub fn bytes_progress(&self, prefix: &'static str, total: u64) -> Progress {
-        Progress::new(self.progress.then_some(&self.notes.bars), prefix, total, BYTES)
+        self.any_progress(prefix, total, BYTES)
+    }
+
+    fn any_progress(&self, prefix: &'static str, total: u64, template: &str) -> Progress {
+        let host = self.hosted.as_ref().map(|hosted| hosted.host.clone());
+        Progress::new(self.progress.then_some(&self.notes.bars), prefix, total, template, host)
     }
 }
 
@@ -145,15 +183,24 @@ pub struct Progress {
     bar: ProgressBar,
     /// When and where to begin to show it; `None`: never, or it is shown.
     show_at: Option<(Instant, MultiProgress)>,
+    prefix: &'static str,
+    host: Option<Host>,
 }
 
 impl Progress {
-    fn new(bars: Option<&MultiProgress>, prefix: &'static str, total: u64, template: &str) -> Self {
+    fn new(
+        bars: Option<&MultiProgress>,
+        prefix: &'static str,
+        total: u64,
+        template: &str,
+        host: Option<Host>,
+    ) -> Self {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         bar.set_style(style.progress_chars("=> "));
         bar.set_prefix(prefix);
-        Self { bar, show_at: bars.map(|bars| (Instant::now() + PATIENCE, bars.clone())) }
+        let show_at = bars.map(|bars| (Instant::now() + PATIENCE, bars.clone()));
+        Self { bar, show_at, prefix, host }
     }
 
     /// `done` of the total are done.
@@ -162,6 +209,10 @@ impl Progress {
             bars.add(self.bar.clone());
         }
         self.bar.set_position(done);
+        if let Some(host) = &self.host {
+            let total = self.bar.length().unwrap_or(0).max(1);
+            (host.progress)(self.prefix, (done as f64 / total as f64).min(1.0));
+        }
     }
 
     /// `done` more are done.

@@ -1,6 +1,6 @@
 //! What MODEL names: a `.upg` file or an uncompressed checkpoint.
 
-use std::{fs::File, io::Read as _, path::Path, time::Instant};
+use std::{fmt, fs::File, io::Read as _, path::Path, time::Instant};
 
 use anyhow::{Context as _, ensure};
 use upg_checkpoint::Checkpoint;
@@ -13,6 +13,18 @@ use crate::{args::DeviceArgs, printer::Printer, units::seconds};
 
 /// Steps of a progress bar over a fraction.
 const PERMILLE: u64 = 1000;
+
+/// There is nothing where a model should be.
+#[derive(Debug)]
+pub struct NoSuchModel;
+
+impl fmt::Display for NoSuchModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no such file: check the path")
+    }
+}
+
+impl std::error::Error for NoSuchModel {}
 
 /// An opened model.
 pub enum Source {
@@ -41,7 +53,7 @@ fn is_checkpoint(path: &Path) -> anyhow::Result<bool> {
     }
     let mut start = [0; 4];
     let mut file = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => anyhow::anyhow!("there is no such file: check the path"),
+        std::io::ErrorKind::NotFound => anyhow::Error::from(NoSuchModel),
         _ => error.into(),
     })?;
     // A file of under four bytes is no GGUF file; the `.upg` reader says what is wrong with it.
@@ -69,7 +81,6 @@ pub fn load(
     options: &LoadOptions,
     printer: &Printer,
 ) -> anyhow::Result<Engine> {
-    let source = Source::open(path)?;
     let options = EngineOptions {
         device: device.device.clone(),
         threads: device.threads,
@@ -80,16 +91,8 @@ pub fn load(
     let started = Instant::now();
     let mut progress = printer.progress("Loading", PERMILLE);
     let mut on_progress = |done: f32| progress.set((done * PERMILLE as f32) as u64);
-    let engine = match source {
-        Source::Upg(_) => Engine::load(path, &options, &mut on_progress),
-        Source::Checkpoint(checkpoint) => {
-            let folded = Folded::new(checkpoint.as_ref(), None);
-            let (text, tokenizer) = (checkpoint.text(), checkpoint.tokenizer_json());
-            Engine::from_weights(&folded, text, tokenizer, &options, &mut on_progress)
-        }
-    };
+    let engine = load_engine(path, &options, &mut on_progress)?;
     drop(progress);
-    let engine = engine.with_context(|| format!("cannot load the model {}", path.display()))?;
     let info = engine.machine().info();
     printer.detail(format_args!(
         "{} loaded in {} on {} ({})",
@@ -99,6 +102,27 @@ pub fn load(
         info.detail
     ));
     Ok(engine)
+}
+
+/// Loads what `path` names, a `.upg` file or an uncompressed checkpoint, whatever its name ends in. `progress` gets the
+/// fraction done, 0 to 1.
+///
+/// # Errors
+/// Files that cannot be read or are damaged, and whatever the engine refuses; the context says which model.
+pub fn load_engine(
+    path: &Path,
+    options: &EngineOptions,
+    progress: &mut dyn FnMut(f32),
+) -> anyhow::Result<Engine> {
+    let engine = match Source::open(path)? {
+        Source::Upg(_) => Engine::load(path, options, progress),
+        Source::Checkpoint(checkpoint) => {
+            let folded = Folded::new(checkpoint.as_ref(), None);
+            let (text, tokenizer) = (checkpoint.text(), checkpoint.tokenizer_json());
+            Engine::from_weights(&folded, text, tokenizer, options, progress)
+        }
+    };
+    engine.with_context(|| format!("cannot load the model {}", path.display()))
 }
 
 /// The text of a file of at most `cap` bytes.

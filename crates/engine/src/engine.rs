@@ -1,14 +1,17 @@
 //! A model on a device.
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use upg_format::{Header, ModelConfig, TextConfig};
 use upg_pdvm::{KvKind, Machine, MachineOptions, UpgWeights, Weights};
 
 use crate::{
-    ChatTemplate, Completion, EngineError, Generation, GenerationOptions, Piece, Session, TemplateInput,
-    Tokenizer, device,
-    generation::{Batched, Model, generate_batch},
+    Answer, ChatTemplate, Completion, EngineError, Generation, GenerationOptions, Language, Piece, Session,
+    TemplateInput, Tokenizer, device, eval,
+    generation::{Batched, check_prompt, generate_batch},
 };
 
 /// The context that a model gets unless told otherwise, where it allows as much.
@@ -65,9 +68,7 @@ impl EngineOptions {
 /// A model on a device, with its tokenizer and chat template.
 pub struct Engine {
     machine: Box<dyn Machine>,
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-    text: TextConfig,
+    language: Arc<Language>,
     header: Option<Header>,
 }
 
@@ -101,15 +102,9 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         // What is quick to refuse comes before the weights.
         let machine_options = options.machine_options(weights.config())?;
-        let control: Vec<u32> = [text.bos, text.eos, text.pad]
-            .into_iter()
-            .flatten()
-            .chain(text.stop_tokens.iter().copied())
-            .collect();
-        let tokenizer = Tokenizer::new(tokenizer_json, weights.config().vocab, &control)?;
-        let template = chat_template(text, &tokenizer)?;
+        let language = Arc::new(Language::new(text, tokenizer_json, weights.config().vocab)?);
         let machine = device::make(&options.device, weights, &machine_options, progress)?;
-        Ok(Self { machine, tokenizer, template, text: text.clone(), header: None })
+        Ok(Self { machine, language, header: None })
     }
 
     /// The header of the file, where the engine was loaded from a `.upg`.
@@ -132,38 +127,40 @@ impl Engine {
         self.machine.as_mut()
     }
 
+    /// The text side, for threads that encode and decode while the engine computes.
+    pub fn language(&self) -> &Arc<Language> {
+        &self.language
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        self.language.tokenizer()
     }
 
     /// The chat template, if the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.language.template()
     }
 
     /// Special tokens and the like.
     pub fn text(&self) -> &TextConfig {
-        &self.text
+        self.language.text()
     }
 
-    /// The tokens of a plain prompt, after the model's bos where it wants one.
+    /// [`Language::prompt`].
     ///
     /// # Errors
     /// The tokenizer's.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        let mut tokens: Vec<u32> = self.text.bos.filter(|_| self.text.add_bos).into_iter().collect();
-        tokens.extend(self.tokenizer.encode(text, false)?);
-        Ok(tokens)
+        self.language.prompt(text)
     }
 
-    /// The tokens of a conversation.
+    /// [`Language::chat`].
     ///
     /// # Errors
     /// [`EngineError::NoTemplate`], the template's and the tokenizer's.
     pub fn chat(&self, input: &TemplateInput<'_>) -> Result<Vec<u32>, EngineError> {
-        let template = self.template.as_ref().ok_or(EngineError::NoTemplate)?;
-        template.encode(&self.tokenizer, input)
+        self.language.chat(input)
     }
 
     /// Opens a session.
@@ -193,8 +190,66 @@ impl Engine {
         cancel: &'a AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Generation<'a>, EngineError> {
-        let model = Model { tokenizer: &self.tokenizer, stop_tokens: &self.text.stop_tokens };
+        let model = self.language.model();
         Generation::start(self.machine.as_mut(), session, model, prompt, options, cancel, progress)
+    }
+
+    /// [`Engine::generate`] for answers that take turns: runs the prompt; [`Engine::advance`] gives the pieces.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`]'s.
+    pub fn start(
+        &mut self,
+        session: &mut Session,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Answer, EngineError> {
+        let model = self.language.model();
+        Answer::start(self.machine.as_mut(), session, model, prompt, options, cancel, progress)
+    }
+
+    /// One more token of an answer that was started with `session`; returns what there is to show, often nothing. After
+    /// [`Answer::finish`] has a reason, one more call gives the last piece, if there is one.
+    ///
+    /// # Errors
+    /// Those of the machine and the sampler; the answer cannot go on then.
+    pub fn advance(
+        &mut self,
+        session: &mut Session,
+        answer: &mut Answer,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Piece>, EngineError> {
+        answer.advance(self.machine.as_mut(), session, self.language.model(), cancel)
+    }
+
+    /// Logits after each of `tokens`, `[tokens.len(), vocab]`, to `out`, which has just that length. The tokens stand at
+    /// the start of a sequence of their own.
+    ///
+    /// # Errors
+    /// No tokens or too many, no free sequence, the machine's errors, [`EngineError::Cancelled`].
+    pub fn logits(
+        &mut self,
+        tokens: &[u32],
+        out: &mut [f32],
+        cancel: &AtomicBool,
+    ) -> Result<(), EngineError> {
+        check_prompt(self.machine.as_ref(), tokens)?;
+        eval::logits(self.machine.as_mut(), tokens, out, cancel)
+    }
+
+    /// Natural log-probability of each of `tokens` but the first, given those before it.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`]'s.
+    pub fn log_probabilities(
+        &mut self,
+        tokens: &[u32],
+        cancel: &AtomicBool,
+    ) -> Result<Vec<f32>, EngineError> {
+        check_prompt(self.machine.as_ref(), tokens)?;
+        eval::log_probabilities(self.machine.as_mut(), tokens, cancel)
     }
 
     /// Continues several prompts in lock-step, as many at once as the machine has free sequences. `on_piece` gets the
@@ -210,13 +265,7 @@ impl Engine {
         cancel: &AtomicBool,
         on_piece: &mut dyn FnMut(usize, &Piece),
     ) -> Result<Vec<Completion>, EngineError> {
-        let model = Model { tokenizer: &self.tokenizer, stop_tokens: &self.text.stop_tokens };
+        let model = self.language.model();
         generate_batch(self.machine.as_mut(), &Batched { model, prompts, options, cancel }, on_piece)
     }
-}
-
-fn chat_template(text: &TextConfig, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, EngineError> {
-    let spelling = |token: Option<u32>| token.and_then(|t| tokenizer.token_to_text(t));
-    let Some(source) = &text.chat_template else { return Ok(None) };
-    Ok(Some(ChatTemplate::new(source, spelling(text.bos).as_deref(), spelling(text.eos).as_deref())?))
 }

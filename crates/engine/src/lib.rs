@@ -15,6 +15,7 @@ pub mod eval;
 #[cfg(test)]
 mod fixtures;
 mod generation;
+mod language;
 mod sampler;
 mod stop;
 mod template;
@@ -23,7 +24,10 @@ mod tokenizer;
 pub use device::{DeviceInfo, Limits, devices};
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
-pub use generation::{Completion, FinishReason, Generation, GenerationOptions, Piece, Session, Stats, Step};
+pub use generation::{
+    Answer, Completion, FinishReason, Generation, GenerationOptions, Piece, Session, Stats, Step,
+};
+pub use language::Language;
 pub use sampler::{Choice, Sampler, SamplingError, SamplingOptions};
 pub use template::{ChatTemplate, Message, TemplateError, TemplateInput};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

@@ -95,7 +95,7 @@ struct Subject {
 /// Measures and prints.
 pub fn run(args: BenchArgs, printer: &Printer) -> anyhow::Result<()> {
     ensure!(args.prompt + args.generate > 0, "there is nothing to measure: give -p or -n");
-    let interrupt = Interrupt::install()?;
+    let interrupt = printer.interrupt()?;
     let report = match (&args.synthetic, &args.model) {
         (Some(name), _) => bench_synthetic(name, &args, &interrupt, printer),
         (None, Some(model)) => bench_model(model, &args, &interrupt, printer),

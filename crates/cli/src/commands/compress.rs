@@ -17,7 +17,6 @@ use self::{calibration::CalibrationArgs, progress::Shown};
 use crate::{
     args::positive,
     exit::Interrupted,
-    interrupt::Interrupt,
     printer::Printer,
     source::read_capped,
     units::{bytes, parse_size, seconds, three_digits},
@@ -124,21 +123,21 @@ pub fn run(args: CompressArgs, printer: &Printer) -> anyhow::Result<()> {
         args.force || !args.output.exists(),
         "{out} exists: pass --force to overwrite it, or choose another file"
     );
-    let interrupt = Interrupt::install()?;
+    let interrupt = printer.interrupt()?;
     let opened = remote::open(&args.source, &args.output, args.sized(), printer, &interrupt);
     let (checkpoint, working) = match opened {
         Err(_) if interrupt.raised() => return Err(Interrupted(CompressError::Cancelled.to_string()).into()),
         opened => opened.with_context(|| format!("cannot open the checkpoint {source}"))?,
     };
     let options = args.options(checkpoint.as_ref())?;
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.context("cannot start the threads: ask for fewer with --threads")?;
-    }
+    // 0: one a core.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build();
+    let pool = pool.context("cannot start the threads: ask for fewer with --threads")?;
     printer.note(format_args!("{source}: {}", checkpoint.describe()));
     let shown = Shown::new(printer, args.save_plan.clone());
-    let result =
-        compress(checkpoint.as_ref(), &args.output, args.target(), &options, &shown, interrupt.flag());
+    let result = pool.install(|| {
+        compress(checkpoint.as_ref(), &args.output, args.target(), &options, &shown, interrupt.flag())
+    });
     shown.close()?;
     let report = match result {
         Err(_) if interrupt.raised() => return Err(Interrupted(CompressError::Cancelled.to_string()).into()),

@@ -90,7 +90,7 @@ impl EvalArgs {
 /// Measures and prints.
 pub fn run(args: EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let text = read_capped(&args.text, MAX_TEXT)?;
-    let interrupt = Interrupt::install()?;
+    let interrupt = printer.interrupt()?;
     let options = LoadOptions { context: Some(args.ctx), kv: None };
     let mut model = load(&args.model.model, &args.device, &options, printer)?;
     let mut reference = match &args.against {

@@ -57,7 +57,7 @@ pub struct PullArgs {
 pub fn run(args: PullArgs, printer: &Printer) -> anyhow::Result<()> {
     let name: RepoName = args.model.strip_prefix("hf:").unwrap_or(&args.model).parse()?;
     let hub = connect()?;
-    let interrupt = Interrupt::install()?;
+    let interrupt = printer.interrupt()?;
     let folder = args.output.clone().unwrap_or_else(|| name.name().into());
     match pull(&hub, &name, &folder, &args, printer, &interrupt) {
         Err(_) if interrupt.raised() => Err(Interrupted(HubError::Cancelled.to_string()).into()),

@@ -81,7 +81,7 @@ fn kv_kind(name: &str) -> Result<KvKind, String> {
 pub fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
     // Before loading: a mistake should not cost the time to load.
     let prompt = prompt(&args)?;
-    let interrupt = Interrupt::install()?;
+    let interrupt = printer.interrupt()?;
     let load_options = LoadOptions { context: args.context, kv: args.kv };
     let mut engine = load(&args.model.model, &args.device, &load_options, printer)?;
     if engine.template().is_none() && !args.raw {

@@ -3,6 +3,7 @@
 //! A text is cut into chunks, and the second half of each is scored, so that every scored token has at least half a
 //! chunk before it: as llama.cpp's `perplexity` does, whose numbers are comparable. Sums are kept in f64.
 
+mod rows;
 mod scorer;
 mod statistics;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use upg_pdvm::Machine;
 
 use crate::EngineError;
+pub(crate) use rows::{log_probabilities, logits};
 pub use scorer::{MachineScorer, Scorer};
 pub use statistics::Estimate;
 use statistics::{Mean, percentile};

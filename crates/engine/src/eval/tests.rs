@@ -131,3 +131,36 @@ fn what_cannot_be_measured_is_refused() {
     assert!(matches!(cancelled, Err(EngineError::Cancelled)));
     assert_eq!(machine.kv().used(), 0);
 }
+
+#[test]
+fn every_token_has_its_logits_and_its_log_probability() {
+    let tokens = &text()[..150];
+    let mut expected = vec![0.0; 150 * VOCAB];
+    for (i, out) in expected.chunks_exact_mut(VOCAB).enumerate() {
+        row(&tokens[..=i], 1.0, out);
+    }
+    let go = AtomicBool::new(false);
+    for max_batch in [1, 7, 64, 512] {
+        let mut found = vec![0.0; 150 * VOCAB];
+        let mut machine = machine(1.0, max_batch);
+        logits(&mut machine, tokens, &mut found, &go).unwrap();
+        assert_eq!(found, expected);
+        let scores = log_probabilities(&mut machine, tokens, &go).unwrap();
+        assert_eq!(scores.len(), 149);
+        for (i, score) in scores.iter().enumerate() {
+            let exact = log_softmax(&expected[i * VOCAB..][..VOCAB])[tokens[i + 1] as usize];
+            assert!((f64::from(*score) - exact).abs() < 1e-5, "token {i}: {score}, not {exact}");
+        }
+    }
+}
+
+#[test]
+fn rows_end_when_cancelled_and_refuse_unknown_tokens() {
+    let mut machine = machine(1.0, 64);
+    let go = AtomicBool::new(false);
+    let unknown = log_probabilities(&mut machine, &[1, VOCAB as u32], &go).unwrap_err().to_string();
+    assert_eq!(unknown, format!("token {VOCAB} is not in the vocabulary of {VOCAB}"));
+    let stop = AtomicBool::new(true);
+    let cancelled = logits(&mut machine, &[1, 2], &mut vec![0.0; 2 * VOCAB], &stop);
+    assert!(matches!(cancelled, Err(EngineError::Cancelled)));
+}

@@ -15,6 +15,7 @@ use upg_pdvm::{Logits, Machine, Segment};
 pub(crate) use batch::{Batched, generate_batch};
 pub use options::{Completion, FinishReason, GenerationOptions, Piece, Stats, Step};
 pub use session::Session;
+pub(crate) use session::check_prompt;
 use track::Track;
 
 use crate::{EngineError, Tokenizer};
@@ -27,32 +28,25 @@ pub(crate) struct Model<'a> {
     pub(crate) stop_tokens: &'a [u32],
 }
 
-/// An answer under way: an iterator over its pieces.
-///
-/// Each call of `next` runs the machine until there is text to show. The last token generated is not in the session's
-/// cache: nothing has been asked to follow it yet.
-pub struct Generation<'a> {
-    machine: &'a mut dyn Machine,
-    session: &'a mut Session,
-    model: Model<'a>,
-    cancel: &'a AtomicBool,
+/// An answer under way, apart from the machine and the session, so that answers of several sessions can take turns on one
+/// machine ([`crate::Engine::advance`]). It goes on with the session that it was started with.
+pub struct Answer {
     track: Track,
     /// The token to run next; `None` where the logits are already there.
     pending: Option<u32>,
     logits: Vec<f32>,
     stats: Stats,
-    failed: bool,
 }
 
-impl<'a> Generation<'a> {
+impl Answer {
     /// Runs the prompt.
     pub(crate) fn start(
-        machine: &'a mut dyn Machine,
-        session: &'a mut Session,
-        model: Model<'a>,
+        machine: &mut dyn Machine,
+        session: &mut Session,
+        model: Model<'_>,
         prompt: &[u32],
         options: &GenerationOptions,
-        cancel: &'a AtomicBool,
+        cancel: &AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, EngineError> {
         let begin = Instant::now();
@@ -70,7 +64,7 @@ impl<'a> Generation<'a> {
             weight_bytes: machine.info().weight_bytes,
             ..Stats::default()
         };
-        Ok(Self { machine, session, model, cancel, track, pending: None, logits, stats, failed: false })
+        Ok(Self { track, pending: None, logits, stats })
     }
 
     /// Why the answer ended; `None` while it goes on. The last piece may still be to come.
@@ -86,6 +80,91 @@ impl<'a> Generation<'a> {
     /// The seed in use.
     pub fn seed(&self) -> u64 {
         self.track.seed()
+    }
+
+    /// One more token, unless the answer has ended; returns what there is to show.
+    pub(crate) fn advance(
+        &mut self,
+        machine: &mut dyn Machine,
+        session: &mut Session,
+        model: Model<'_>,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Piece>, EngineError> {
+        if self.track.finish().is_none() {
+            self.step(machine, session, model, cancel)?;
+        }
+        Ok(self.track.take_piece())
+    }
+
+    /// One more token.
+    fn step(
+        &mut self,
+        machine: &mut dyn Machine,
+        session: &mut Session,
+        model: Model<'_>,
+        cancel: &AtomicBool,
+    ) -> Result<(), EngineError> {
+        if cancel.load(Ordering::Relaxed) {
+            return self.track.end(model, FinishReason::Cancelled);
+        }
+        let begin = Instant::now();
+        if let Some(token) = self.pending.take() {
+            if !session.make_ready(machine, cancel)? {
+                return self.track.end(model, FinishReason::Cancelled);
+            }
+            let tokens = [token];
+            let segment = Segment { seq: session.seq(), tokens: &tokens, logits: Logits::Last };
+            machine.run(&[segment], &mut self.logits)?;
+            session.push(token);
+        }
+        let room = session.tokens().len() < machine.options().context;
+        self.pending = self.track.advance(model, &self.logits, room)?;
+        self.stats.count(self.track.generated(), begin.elapsed());
+        Ok(())
+    }
+}
+
+/// An answer under way: an iterator over its pieces.
+///
+/// Each call of `next` runs the machine until there is text to show. The last token generated is not in the session's
+/// cache: nothing has been asked to follow it yet.
+pub struct Generation<'a> {
+    machine: &'a mut dyn Machine,
+    session: &'a mut Session,
+    model: Model<'a>,
+    cancel: &'a AtomicBool,
+    answer: Answer,
+    failed: bool,
+}
+
+impl<'a> Generation<'a> {
+    /// Runs the prompt.
+    pub(crate) fn start(
+        machine: &'a mut dyn Machine,
+        session: &'a mut Session,
+        model: Model<'a>,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        cancel: &'a AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, EngineError> {
+        let answer = Answer::start(machine, session, model, prompt, options, cancel, progress)?;
+        Ok(Self { machine, session, model, cancel, answer, failed: false })
+    }
+
+    /// Why the answer ended; `None` while it goes on. The last piece may still be to come.
+    pub fn finish(&self) -> Option<FinishReason> {
+        self.answer.finish()
+    }
+
+    /// What it took so far.
+    pub fn stats(&self) -> Stats {
+        self.answer.stats()
+    }
+
+    /// The seed in use.
+    pub fn seed(&self) -> u64 {
+        self.answer.seed()
     }
 
     /// Runs to the end.
@@ -106,29 +185,8 @@ impl<'a> Generation<'a> {
             tokens: whole.tokens,
             finish,
             seed: self.seed(),
-            stats: self.stats,
+            stats: self.stats(),
         })
-    }
-
-    /// One more token.
-    fn step(&mut self) -> Result<(), EngineError> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return self.track.end(self.model, FinishReason::Cancelled);
-        }
-        let begin = Instant::now();
-        if let Some(token) = self.pending.take() {
-            if !self.session.make_ready(self.machine, self.cancel)? {
-                return self.track.end(self.model, FinishReason::Cancelled);
-            }
-            let tokens = [token];
-            let segment = Segment { seq: self.session.seq(), tokens: &tokens, logits: Logits::Last };
-            self.machine.run(&[segment], &mut self.logits)?;
-            self.session.push(token);
-        }
-        let room = self.session.tokens().len() < self.machine.options().context;
-        self.pending = self.track.advance(self.model, &self.logits, room)?;
-        self.stats.count(self.track.generated(), begin.elapsed());
-        Ok(())
     }
 }
 
@@ -137,15 +195,15 @@ impl Iterator for Generation<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.failed {
-            if let Some(piece) = self.track.take_piece() {
-                return Some(Ok(piece));
-            }
-            if self.track.finish().is_some() {
-                return None;
-            }
-            if let Err(error) = self.step() {
-                self.failed = true;
-                return Some(Err(error));
+            let ended = self.finish().is_some();
+            match self.answer.advance(self.machine, self.session, self.model, self.cancel) {
+                Ok(None) if ended => return None,
+                Ok(None) => (),
+                Ok(Some(piece)) => return Some(Ok(piece)),
+                Err(error) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
             }
         }
         None

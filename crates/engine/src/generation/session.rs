@@ -101,7 +101,7 @@ impl Session {
 }
 
 /// Whether the machine's context holds the prompt. Nothing is ever cut without a word.
-pub(super) fn check_prompt(machine: &dyn Machine, prompt: &[u32]) -> Result<(), EngineError> {
+pub(crate) fn check_prompt(machine: &dyn Machine, prompt: &[u32]) -> Result<(), EngineError> {
     let context = machine.options().context;
     if prompt.is_empty() {
         return Err(EngineError::EmptyPrompt);

@@ -344,3 +344,30 @@ fn a_batch_that_fails_or_is_cancelled_gives_its_sequences_back() {
     assert!(machine.runs.is_empty(), "nothing runs before every prompt is known to fit");
     assert!(batch(&mut machine, &[], &seeded(1), &AtomicBool::new(false)).0.unwrap().is_empty());
 }
+
+#[test]
+fn answers_of_two_sessions_take_turns() {
+    let tokenizer = byte_level();
+    let model = Model { tokenizer: &tokenizer, stop_tokens: &[END] };
+    let say = tokenizer.encode("abcd", true).unwrap();
+    let mut machine = ScriptedMachine::saying(MachineOptions { sequences: 2, ..options(256) }, 2, say, END);
+    let cancel = AtomicBool::new(false);
+    let mut answers: Vec<_> = (0..2)
+        .map(|_| {
+            let mut session = Session::open(&mut machine).unwrap();
+            let start = super::Answer::start;
+            let answer =
+                start(&mut machine, &mut session, model, &HI, &greedy(), &cancel, &mut |_, _| ()).unwrap();
+            (session, answer, String::new())
+        })
+        .collect();
+    while answers.iter().any(|(_, answer, _)| answer.finish().is_none()) {
+        for (session, answer, text) in &mut answers {
+            let piece = answer.advance(&mut machine, session, model, &cancel).unwrap();
+            text.push_str(&piece.map_or(String::new(), |piece| piece.text));
+        }
+    }
+    assert!(answers.iter().all(|(_, answer, text)| {
+        text == "abcd" && answer.finish() == Some(FinishReason::Stop) && answer.stats().generated_tokens == 5
+    }));
+}
