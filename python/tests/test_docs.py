@@ -28,17 +28,16 @@ def blocks(page: Path) -> list[str]:
 
 
 def test_the_stub_is_the_binary() -> None:
-    run("-m", "mypy.stubtest", "upg", "--mypy-config-file", ROOT / "pyproject.toml")
+    run("-m", "mypy.stubtest", "upg._upg", "--mypy-config-file", ROOT / "pyproject.toml")
 
 
 def test_types(tmp_path: Path) -> None:
+    # Each page is one program: its examples share names.
     examples = []
-    for i, text in enumerate([*blocks(GUIDE), *blocks(ROOT / "README.md")]):
-        example = tmp_path / f"example_{i}.py"
-        # Each page is one program: its examples share names.
-        example.write_text(text)
-        examples.append(example)
-    assert len(examples) > 5
+    for page in (GUIDE, ROOT / "README.md"):
+        program = tmp_path / f"{page.stem.lower()}_examples.py"
+        program.write_text("\n".join(blocks(page)))
+        examples.append(program)
     run("-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml", *examples)
     run("-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml", "-p", "upg")
 
@@ -48,7 +47,7 @@ def test_doctests(
     module: object,
     model: upg.Model,
     path: Path,
-    checkpoint: Path,
+    tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -59,7 +58,7 @@ def test_doctests(
         "model": model,
         "tokenizer": model.tokenizer,
         "path": path,
-        "checkpoint": checkpoint,
+        "checkpoint": tiny_checkpoint,
     }
     finder = doctest.DocTestFinder()
     found = finder.find(module, "upg", extraglobs=names)

@@ -10,7 +10,7 @@ import numpy as np
 BYTES = 256
 VOCAB = 288
 HIDDEN, MLP, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
-START, END = 260, 261
+START, END = 256, 257
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -2,8 +2,8 @@
 
 >>> import upg
 >>> model = upg.load(path)
->>> print(model.chat("What is the capital of France?", temperature=0, max_tokens=7))
-The capital of France is Paris.
+>>> model.generate("The capital of France is", temperature=0, max_tokens=2).text
+' Paris.'
 
 :func:`load` gives a :class:`Model`; :func:`compress` makes the file that it loads; :func:`inspect`, :func:`bench` and
 :func:`devices` are the commands of those names. ``python -m upg`` is the command line itself.

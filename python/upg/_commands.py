@@ -55,7 +55,7 @@ def compress(
         OptionError: Sizes that no file can have, several of them, an ``output`` that exists.
         ModelError: A checkpoint that is damaged, of an unknown kind, or has numbers that are none.
 
-    >>> upg.compress(checkpoint, "small.upg", bits=4, progress=False)["bits_per_weight"] <= 4
+    >>> upg.compress(checkpoint, "small.upg", bits=9, progress=False)["bits_per_weight"] <= 9
     True
     """
     if not force and os.path.exists(output):

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+__all__ = ["Engine", "Generation", "Options", "Tokenizer", "__version__", "call", "main"]
+
 __version__: str
 
 # id, log-probability, likeliest tokens
