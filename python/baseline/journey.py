@@ -163,10 +163,15 @@ def table(rows: list[Row], read: dict[str, float | None]) -> tuple[str, list[dic
         percent = 100 * row.token_bytes / (token / 1000) / (limit * 1e9) if limit else None
         numbers = {"tok_s": 1000 / token, "speedup": speedup, "percent_of_memory_limit": percent, "read_gb_s": limit}
         told.append(asdict(row) | numbers)
-        cells = [f"{row.layer_ms:.3g}", f"{1000 / token:.3g}", f"{speedup:.3g}", f"{percent:.3g}" if percent else "-"]
+        cells = [digits(row.layer_ms), digits(1000 / token), digits(speedup), digits(percent) if percent else "-"]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     notes = [f"- {row.name}: {'absent: ' + row.absent if row.absent else row.how}" for row in rows]
     return "\n".join([*lines, "", *notes]), told
+
+
+def digits(number: float) -> str:
+    """Three digits that count, or more before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def machine() -> str:

@@ -58,7 +58,8 @@ class Model:
         max_batch: int = 512,
         progress: Progress = False,
     ) -> None:
-        self.path = os.path.abspath(path)
+        # What is no file may be a name that means the same everywhere.
+        self.path = os.path.abspath(path) if os.path.exists(path) else os.fspath(path)
         """The file or folder."""
         self._options = {
             "device": device,

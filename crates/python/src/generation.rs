@@ -51,10 +51,10 @@ impl Generation {
         let cancel = AtomicBool::new(false);
         let answer = watched(py, &cancel, &mut |()| Ok(()), |_events| {
             shared.with(|engine| {
-                if seat.session.is_none() {
-                    seat.session = Some(engine.open()?);
-                }
-                let Some(session) = &mut seat.session else { return Err(upg_engine::EngineError::Cancelled) };
+                let session = match &mut seat.session {
+                    Some(session) => session,
+                    none => none.insert(engine.open()?),
+                };
                 engine.start(session, prompt, &options.0, &cancel, &mut |_, _| ())
             })
         })??;
@@ -62,12 +62,12 @@ impl Generation {
         Ok(Self { shared, cancel, state })
     }
 
-    /// One token more. `None`: there is nothing to show yet.
-    fn step(&self) -> PyResult<Option<Next>> {
+    /// One token more.
+    fn step(&self) -> PyResult<Next> {
         let mut state = self.state.lock();
         let State { answer, seat } = &mut *state;
         let Some(session) = seat.as_mut().and_then(|seat| seat.session.as_mut()) else {
-            return Ok(Some(Next::End));
+            return Ok(Next::End);
         };
         let ended = answer.finish().is_some();
         let piece = self.shared.with(|engine| engine.advance(session, answer, &self.cancel));
@@ -75,15 +75,18 @@ impl Generation {
             *seat = None;
         }
         Ok(match piece? {
-            Some(piece) => Some(Next::Piece(piece)),
-            None if ended => Some(Next::End),
-            None => None,
+            Some(piece) => Next::Piece(piece),
+            None if ended => Next::End,
+            None => Next::Nothing,
         })
     }
 }
 
+/// What a token brought.
 enum Next {
     Piece(Piece),
+    /// There is nothing to show yet.
+    Nothing,
     End,
 }
 
@@ -101,9 +104,9 @@ impl Generation {
                 return Err(error);
             }
             match step {
-                Some(Next::Piece(piece)) => return Ok(Some((piece.text, raw_tokens(piece.tokens)))),
-                Some(Next::End) => return Ok(None),
-                None => (),
+                Next::Piece(piece) => return Ok(Some((piece.text, raw_tokens(piece.tokens)))),
+                Next::End => return Ok(None),
+                Next::Nothing => (),
             }
         }
     }
