@@ -44,10 +44,10 @@ impl MappedFile {
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: the range is inside the mapping (memmap2 checks it). The mapping is of a file, shared and
             // read-only, so there are no private changes to lose: dropped pages come back from the file.
             // Advice only: where it is refused, the pages merely stay.
-            let advice = memmap2::UncheckedAdvice::DontNeed;
             let _ = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
         }
         #[cfg(not(unix))]
