@@ -19,7 +19,7 @@ const CHUNK: usize = 37;
 
 /// How far one model's logits are from transformers'.
 pub struct Outcome {
-    /// The model, a folder in `golden/models`.
+    /// The model, a folder in `golden/models`, and `gguf` where it is the GGUF file in it.
     pub model: String,
     /// The worst error on the reference machine, whether the weights are rotated or not, whole prompts and chunks.
     pub reference: f32,
@@ -48,19 +48,26 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, reference, session, greedy: (same, all), cpu } = self;
-        write!(f, "{model:<16} {reference:>9.1e} {session:>9.1e} {cpu:>9.1e} {same:>7}/{all}")
+        write!(f, "{model:<20} {reference:>9.1e} {session:>9.1e} {cpu:>9.1e} {same:>7}/{all}")
     }
 }
 
-/// Compares one model.
+/// Compares one model: its folder, and its GGUF file where there is one.
 ///
 /// # Errors
 /// Whatever keeps the model from being loaded and run.
-pub fn compare(model: &Path) -> Result<Outcome> {
+pub fn compare(model: &Path) -> Result<Vec<Outcome>> {
     let golden = golden::Logits::read(model)?;
-    let checkpoint = upg_checkpoint::open(model)?;
+    let name = golden::name(model);
+    let gguf = model.join("model.gguf");
+    let forms = [Some((name.clone(), model)), gguf.exists().then(|| (format!("{name} gguf"), &*gguf))];
+    forms.into_iter().flatten().map(|(name, path)| compare_form(name, path, &golden)).collect()
+}
+
+fn compare_form(model: String, path: &Path, golden: &golden::Logits) -> Result<Outcome> {
+    let checkpoint = upg_checkpoint::open(path)?;
     let mut outcome = Outcome {
-        model: golden::name(model),
+        model,
         reference: 0.0,
         session: 0.0,
         greedy: (usize::MAX, golden.greedy.len() - golden.greedy_start),
@@ -80,7 +87,7 @@ pub fn compare(model: &Path) -> Result<Outcome> {
         }
         let mut engine = engine(&weights, checkpoint.as_ref())?;
         outcome.session = outcome.session.max(steps_error(&mut engine, &golden.steps)?);
-        outcome.greedy.0 = outcome.greedy.0.min(greedy_agreement(&mut engine, &golden)?);
+        outcome.greedy.0 = outcome.greedy.0.min(greedy_agreement(&mut engine, golden)?);
     }
     Ok(outcome)
 }
