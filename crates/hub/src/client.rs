@@ -104,8 +104,8 @@ impl Hub {
         let mut bytes = Vec::new();
         let read = response.into_body().into_reader().take(cap + 1).read_to_end(&mut bytes);
         let what = request.what.to_owned();
-        if let Err(source) = read {
-            return Err(Failure::Passing(HubError::Network { host, source: ureq::Error::Io(source) }, None));
+        if let Err(reason) = read {
+            return Err(Failure::Passing(HubError::Network { host, reason: ureq::Error::Io(reason) }, None));
         }
         if bytes.len() as u64 > cap {
             let why = format!("more than {cap} bytes");
@@ -148,10 +148,10 @@ impl Hub {
         if let Some(token) = self.token.as_ref().filter(|_| *origin == self.origin) {
             built = built.header(header::AUTHORIZATION, token.header());
         }
-        built.call().map_err(|source| {
+        built.call().map_err(|reason| {
             let lasting =
-                matches!(source, ureq::Error::Rustls(_) | ureq::Error::Http(_) | ureq::Error::BadUri(_));
-            let error = HubError::Network { host: origin.host().to_owned(), source };
+                matches!(reason, ureq::Error::Rustls(_) | ureq::Error::Http(_) | ureq::Error::BadUri(_));
+            let error = HubError::Network { host: origin.host().to_owned(), reason };
             if lasting { Failure::Lasting(error) } else { Failure::Passing(error, None) }
         })
     }

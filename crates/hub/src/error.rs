@@ -69,12 +69,12 @@ pub enum HubError {
         said: String,
     },
     /// The connection failed.
-    #[error("{host}: {source}; check the connection and try again")]
+    #[error("{host}: {reason}; check the connection and try again")]
     Network {
         /// The host.
         host: String,
-        /// What went wrong.
-        source: ureq::Error,
+        /// What went wrong. Not the error's source: the remedy is to stand last.
+        reason: ureq::Error,
     },
     /// The connection ended, or said nothing for too long, in the middle of a body.
     #[error("{host} sent {got} of {length} bytes of {what}: {why}; the same command goes on from there")]
@@ -165,12 +165,12 @@ pub enum HubError {
         needed: u64,
     },
     /// The operating system refused.
-    #[error("{}: {source}; check the path and its permissions", path.display())]
+    #[error("{}: {reason}; check the path and its permissions", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The reason.
-        source: io::Error,
+        /// The reason. Not the error's source: the remedy is to stand last.
+        reason: io::Error,
     },
     /// What was fetched is not a checkpoint.
     #[error(transparent)]
@@ -183,6 +183,6 @@ pub enum HubError {
 impl HubError {
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, source }
+        move |reason| Self::Io { path, reason }
     }
 }

@@ -38,7 +38,7 @@ impl<'a> Part<'a> {
             // Where it is gone, another process finished between opening and locking.
             Ok(()) if path.exists() => {}
             Ok(()) | Err(TryLockError::WouldBlock) => return Err(HubError::Busy(target.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(HubError::Io { path, source }),
+            Err(TryLockError::Error(reason)) => return Err(HubError::Io { path, reason }),
         }
         let there = file.metadata().map_err(HubError::io(&path))?.len();
         let hasher = remote.digest.hasher(remote.size);

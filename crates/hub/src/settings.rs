@@ -95,7 +95,7 @@ fn token(env: &impl Fn(&str) -> Option<String>) -> Result<Option<Token>, HubErro
         Ok(_) if text.trim().is_empty() => Ok(None),
         Ok(_) => Token::new(&text, &path.display().to_string()).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(HubError::Io { path, source }),
+        Err(reason) => Err(HubError::Io { path, reason }),
     }
 }
 
