@@ -7,12 +7,6 @@
 constexpr int SPLIT_TOKENS = 32;     // the fewest tokens that are worth a block
 constexpr float LOG2E = 1.4426950408889634f;
 
-__device__ __forceinline__ u16 float_to_half(float f) {
-    u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-}
-
 __device__ __forceinline__ void unpack8(const u16* from, float* to) {
     uint4 f = __ldcg(reinterpret_cast<const uint4*>(from));
     const u32* w = &f.x;
@@ -47,12 +41,14 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
     const float scale = rsqrtf((float)D) * LOG2E;            // scores in powers of two
 
     const float* queries = run.q + head * HEADS * D;
+#pragma unroll 1
     for (int i = threadIdx.x; i < HEADS * D; i += THREADS) q[i] = roped(queries + i / D * D, i % D, run.rope, m.rope_dim) * scale;
     if (end == position + 1) {
         const float* keys = run.q + (m.heads + kv) * D;
         const float* values = keys + m.kv_heads * D;
         u16* to_key = cached(run, layer, 0, kv, position);
         u16* to_value = cached(run, layer, 1, kv, position);
+#pragma unroll 1
         for (int i = threadIdx.x; i < D; i += THREADS) {
             to_key[i] = float_to_half(roped(keys, i, run.rope, m.rope_dim));
             to_value[i] = float_to_half(__ldcg(values + i));
@@ -69,6 +65,7 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
         for (int i = 0; i < 8; i++) { qr[h][i] = live ? q[h * D + part * 8 + i] : 0.f; o[h][i] = 0.f; }
     }
     constexpr int TOKENS = 32 / LANES;
+#pragma unroll 1
     for (int t = begin + warp * TOKENS; t < end; t += WARPS * TOKENS) {
         const int token = t + lane / LANES;
         const bool seen = token < end;
@@ -111,9 +108,12 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
             if (part == 0) { to[D] = most[h]; to[D + 1] = sum[h]; }
         }
         __syncthreads();
+#pragma unroll 1
         for (int i = threadIdx.x; i < D; i += THREADS) {
             float all = -1e30f, total = 0.f, value = 0.f;
+#pragma unroll 1
             for (int w = 0; w < WARPS; w++) all = fmaxf(all, merge[w * (D + 2) + D]);
+#pragma unroll 1
             for (int w = 0; w < WARPS; w++) {
                 const float weight = exp2f(merge[w * (D + 2) + D] - all);
                 total += merge[w * (D + 2) + D + 1] * weight;
@@ -139,10 +139,13 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
     }
     __syncthreads();
     if (reinterpret_cast<volatile u32*>(sh.reduce)[0] != splits - 1) return;
+#pragma unroll 1
     for (int i = threadIdx.x; i < HEADS * D; i += THREADS) {
         const float* from = run.partial + (size_t)(head * HEADS + i / D) * splits * (D + 2);
         float all = -1e30f, total = 0.f, value = 0.f;
+#pragma unroll 1
         for (int s = 0; s < splits; s++) all = fmaxf(all, __ldcg(from + s * (D + 2) + D));
+#pragma unroll 1
         for (int s = 0; s < splits; s++) {
             const float weight = exp2f(__ldcg(from + s * (D + 2) + D) - all);
             total += __ldcg(from + s * (D + 2) + D + 1) * weight;
@@ -158,6 +161,7 @@ __device__ __forceinline__ void attend(const Run& run, int layer, int position, 
     const int heads = m.heads / HEADS_A_GROUP;
     const int first = m.window > 0 ? max(0, position + 1 - m.window) : 0, length = position + 1 - first;
     const int splits = max(1, min((int)gridDim.x / heads, (length + SPLIT_TOKENS - 1) / SPLIT_TOKENS));
+#pragma unroll 1
     for (int i = blockIdx.x; i < heads * splits; i += gridDim.x) {
         attend_split(run, layer, position, first, i / splits, splits, i % splits, sh);
         __syncthreads();

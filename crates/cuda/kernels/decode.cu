@@ -4,7 +4,7 @@
 extern __shared__ __align__(128) char shared_memory[];
 
 // A block's shared memory, whose sizes the host computes alike (`src/machine.rs`).
-struct Sizes { int entries, act_words, blocks, sums; };
+struct Sizes { int entries, act_words, sums; };
 
 struct Layout {
     Shared sh;
@@ -24,7 +24,6 @@ __device__ __forceinline__ Layout lay_out(const Sizes& sizes) {
     l.instructions = reinterpret_cast<Instruction*>(at); at += 2 * sizeof(Instruction);
     l.sh.act = reinterpret_cast<u32*>(at); at += sizes.act_words * 4;
     l.sh.reduce = reinterpret_cast<float*>(at); at += (2 * WARPS + 4) * 4;
-    l.sh.multiplier = reinterpret_cast<int*>(at); at += sizes.blocks * 4;
     l.sh.sums = reinterpret_cast<int*>(at);
     for (int i = threadIdx.x; i < sizes.sums; i += THREADS) l.sh.sums[i] = 0;
     return l;
@@ -46,22 +45,6 @@ __device__ void embed(const Run& run) {
         run.x[i] = scale * decode_weight(run.tables + 256 * bits, row + i / GROUP * 4 * bits, bits, i % GROUP);
 }
 
-// Hadamard in shared memory over `count` values in blocks of `block`.
-__device__ void block_hadamard(float* v, int count, int block) {
-    for (int half = 1; half < block; half *= 2) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < count / 2; i += THREADS) {
-            const int at = i / half * 2 * half + i % half;
-            const float a = v[at], b = v[at + half];
-            v[at] = a + b; v[at + half] = a - b;
-        }
-    }
-    __syncthreads();
-    const float norm = rsqrtf((float)block);
-    for (int i = threadIdx.x; i < count; i += THREADS) v[i] *= norm;
-    __syncthreads();
-}
-
 // A Hadamard too wide for a warp: a block of the vector a thread block, in place.
 __device__ void hadamard(const Instruction& in, Shared& sh) {
     float* v = reinterpret_cast<float*>(sh.act);
@@ -81,6 +64,7 @@ __device__ void head_rotate(const Run& run, Shared& sh) {
     const Model& m = run.model;
     float* v = reinterpret_cast<float*>(sh.act);
     float squares = 0.f;
+#pragma unroll 1
     for (int i = threadIdx.x; i < m.hidden; i += THREADS) { v[i] = __ldcg(run.x + i); squares += v[i] * v[i]; }
     for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
     if (threadIdx.x % 32 == 0) sh.reduce[threadIdx.x / 32] = squares;
@@ -89,9 +73,11 @@ __device__ void head_rotate(const Run& run, Shared& sh) {
     for (int w = 0; w < WARPS; w++) squares += sh.reduce[w];
     const float norm = rsqrtf(squares / m.hidden + m.eps);
     if (m.head_block) block_hadamard(v, m.hidden, m.head_block);
+#pragma unroll 1
     for (int i = threadIdx.x; i < m.hidden; i += THREADS) v[i] *= norm * m.head_gain[i];
     if (m.head_block) block_hadamard(v, m.hidden, m.head_block);
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < m.hidden; i += THREADS) run.x[i] = v[i];
 }
 
@@ -144,6 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __gri
     Stream stream;
     stream.init(l.entries, l.ring + warp * SLOTS * SLOT_BYTES, l.barriers + warp * SLOTS * 8, 0, run.entry_count);
     const bool dead = *run.failed != 0;   // an earlier token's run failed: the host will say so
+#pragma unroll 1
     for (int i = 0; i < run.instructions && !dead; i++) {
         execute(run, l.instructions[i % 2], position, l, table_bits, stream);
         if (i + 1 == run.instructions) break;

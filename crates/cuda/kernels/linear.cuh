@@ -1,66 +1,25 @@
-// Linears: int8 activations, T8 weights, exact integer sums.
+// Linears: 15-bit activations, T8 weights, exact integer sums.
 //
-// Activations are quantised as a[i] = rint(x[i] / (d * m)) with one step d a vector and an integer multiplier m in
-// 1..=64 per 256 columns, so that y = scale * d * sum_b m_b * (sum over block b of value * a) is integer up to the last
-// multiplication: sums have the same bits in whatever order they are taken.
+// Activations are quantised as a[i] = rint(x[i] / d), -16383 to 16383, with one step d a vector, so that y = scale * d *
+// sum(value * a) is integer up to the last multiplication: sums have the same bits in whatever order they are taken. A
+// lane's sum over the widest input, 24 groups of 32 weights of at most 127, still fits 32 bits.
 #pragma once
 #include "stream.cuh"
+#include "vector.cuh"
 
 // A block's shared memory, laid out by the host.
 struct Shared {
     char* table;         // TABLE_BYTES
-    u32* act;            // int8 activations, four a word, [span][2][lane][4]
-    int* multiplier;     // per BLOCK columns
+    u32* act;            // activations, two a word, [span][4][lane][4]
     int* sums;           // low and high half a row of the block's share
     float* reduce;       // WARPS * 2 + 2
     float step;          // d, times the norm where there is one
 };
 
-__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 2 + quad) * 32 + lane) * 4; }
+__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 4 + quad) * 32 + lane) * 4; }
+constexpr float ACT_MOST = 16383.f;
 
-constexpr int CHUNK = 512;           // columns a warp holds at a time: 16 a lane
 constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
-constexpr int WARP_HADAMARD = CHUNK; // the widest Hadamard that a warp does alone
-
-// Hadamard over a chunk. Value v[4k + i] of lane l is column 128k + 4l + i, so that loads are coalesced: bits 0, 1, 7
-// and 8 of the column are in registers, bits 2 to 6 across lanes.
-__device__ __forceinline__ void warp_hadamard(float (&v)[16], int block) {
-#pragma unroll
-    for (int bit = 1; bit < 16; bit *= 2) {
-        if (block <= (bit < 4 ? bit : bit * 32)) continue;
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            if (!(i & bit)) {
-                const float a = v[i], b = v[i + bit];
-                v[i] = a + b; v[i + bit] = a - b;
-            }
-    }
-#pragma unroll
-    for (int lanes = 1; lanes < 32; lanes *= 2) {
-        if (block <= 4 * lanes) continue;
-        const float sign = threadIdx.x & lanes ? -1.f : 1.f;
-#pragma unroll
-        for (int i = 0; i < 16; i++) v[i] = __shfl_xor_sync(~0u, v[i], lanes) + sign * v[i];
-    }
-    const float norm = rsqrtf((float)block);
-#pragma unroll
-    for (int i = 0; i < 16; i++) v[i] *= norm;
-}
-
-// Four int8 activations in a word.
-__device__ __forceinline__ u32 pack(const int (&a)[4]) {
-    return __byte_perm(__byte_perm(a[0], a[1], 0x0040), __byte_perm(a[2], a[3], 0x0040), 0x5410);
-}
-
-// The activations of a group as `dot_ring` wants them, (a[2j], a[2j+1], a[2j-1], whatever): a group's first weight
-// follows its last on the ring.
-__device__ __forceinline__ void unpack(const u32* words, u32* act) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        act[2 * i] = __byte_perm(words[i], words[(i + 7) % 8], 0x0710);
-        act[2 * i + 1] = __byte_perm(words[i], 0, 0x0132);
-    }
-}
 
 // Loads an instruction's input, applies its Hadamard, quantises it and packs it into shared memory. CHUNKS: chunks a
 // warp takes, so that the input stays in registers.
@@ -68,7 +27,6 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = in.spans * (SPAN / CHUNK);
     float v[CHUNKS][16];
     float squares = 0.f, largest = 0.f;
-    float* block_max = reinterpret_cast<float*>(sh.multiplier);
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
@@ -84,42 +42,30 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
         if (chunk >= chunks) break;
         if (in.hadamard && in.hadamard <= WARP_HADAMARD) warp_hadamard(v[c], in.hadamard);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float most = 0.f;
-#pragma unroll
-            for (int i = 8 * half; i < 8 * half + 8; i++) { squares += v[c][i] * v[c][i]; most = fmaxf(most, fabsf(v[c][i])); }
-            // Positive floats order as integers.
-            most = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(most)));
-            if (lane == 0) block_max[2 * chunk + half] = most;
-            largest = fmaxf(largest, most);
-        }
+        for (int i = 0; i < 16; i++) { squares += v[c][i] * v[c][i]; largest = fmaxf(largest, fabsf(v[c][i])); }
     }
+    // Positive floats order as integers.
+    largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
     for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
     if (lane == 0) { sh.reduce[warp] = largest; sh.reduce[WARPS + warp] = squares; }
     __syncthreads();
     largest = 0.f; squares = 0.f;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) { largest = fmaxf(largest, sh.reduce[w]); squares += sh.reduce[WARPS + w]; }
-    const float step = largest > 0.f ? largest * (1.f / (64 * 127)) : 1.f;
+    const float step = largest > 0.f ? largest * (1.f / ACT_MOST) : 1.f, inverse = 1.f / step;
     sh.step = in.norm ? step * rsqrtf(squares / in.cols + eps) : step;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         const int chunk = c * WARPS + warp;
         if (chunk >= chunks) break;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int m = max(1, min(64, (int)ceilf(block_max[2 * chunk + half] / (step * 127.f))));
-            const float inverse = 1.f / (step * m);
-            __syncwarp();
-            if (lane == 0) sh.multiplier[2 * chunk + half] = m;
+        for (int k = 0; k < 4; k++) {
+            int a[4];
 #pragma unroll
-            for (int k = 2 * half; k < 2 * half + 2; k++) {
-                int a[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) a[i] = max(-127, min(127, __float2int_rn(v[c][4 * k + i] * inverse)));
-                const int group = chunk * (CHUNK / GROUP) + 4 * k + lane / 8;
-                sh.act[act_index(group / 32, lane % 8 / 4, group % 32) + lane % 4] = pack(a);
-            }
+            for (int i = 0; i < 4; i++) a[i] = __float2int_rn(v[c][4 * k + i] * inverse);
+            const int group = chunk * (CHUNK / GROUP) + 4 * k + lane / 8;
+            *reinterpret_cast<uint2*>(sh.act + act_index(group / 32, lane % 8 / 2, group % 32) + lane % 2 * 2) =
+                make_uint2(__byte_perm(a[0], a[1], 0x5410), __byte_perm(a[2], a[3], 0x5410));
         }
     }
     __syncthreads();
@@ -146,14 +92,12 @@ template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, 
     int block = first / spans, span = first % spans;   // block of ROWS rows
     int acc[ROWS] = {};
     for (int t = first; t < last; t++) {
-        u32 packed[8], act[16];
+        u32 act[16];
 #pragma unroll
-        for (int q = 0; q < 2; q++) {
+        for (int q = 0; q < 4; q++) {
             const uint4 f = *reinterpret_cast<const uint4*>(sh.act + act_index(span, q, lane));
-            packed[4 * q] = f.x; packed[4 * q + 1] = f.y; packed[4 * q + 2] = f.z; packed[4 * q + 3] = f.w;
+            act[4 * q] = f.x; act[4 * q + 1] = f.y; act[4 * q + 2] = f.z; act[4 * q + 3] = f.w;
         }
-        unpack(packed, act);
-        const int mul = sh.multiplier[span * (SPAN / BLOCK) + lane / (BLOCK / GROUP)];
         const uint4* tile = stream.take();
         u32 words[VECTORS * 4];
 #pragma unroll
@@ -163,18 +107,12 @@ template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, 
         }
         stream.release();
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) acc[r] += mul * dot_ring<K>(sh.table, words + r * K, act, lane4);
+        for (int r = 0; r < ROWS; r++) acc[r] += dot_ring<K>(sh.table, words + r * K, act, lane4);
         if (++span == spans || t + 1 == last) {
             flush<ROWS>(sums + block * ROWS * 2, acc);
             span = 0; block++;
         }
     }
-}
-
-__device__ __forceinline__ float half_to_float(u16 bits) {
-    float f;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
-    return f;
 }
 
 // The finished value of one row, whose sum is cleared for the next instruction.
@@ -198,6 +136,7 @@ __device__ __forceinline__ void linear(const Run& run, const Instruction& in, co
 
     int begin, end;
     block_units(in.units, begin, end);
+#pragma unroll 1
     for (int i = 0; i < in.matrices; i++) {
         const Share share = matrix_share(in, i, begin, end);
         if (share.from >= share.to) continue;
@@ -219,6 +158,7 @@ __device__ __forceinline__ void linear(const Run& run, const Instruction& in, co
     __syncthreads();
     if (in.kind == GATE_UP) {
         const int rows = (end - begin) * UNIT;
+#pragma unroll 1
         for (int r = threadIdx.x; r < rows; r += THREADS) {
             const int row = begin * UNIT + r;
             const float gate = take_sum(sh, in.matrix[0], r, row), up = take_sum(sh, in.matrix[1], rows + r, row);
@@ -226,9 +166,11 @@ __device__ __forceinline__ void linear(const Run& run, const Instruction& in, co
         }
         return;
     }
+#pragma unroll 1
     for (int i = 0; i < in.matrices; i++) {
         const Matrix& m = in.matrix[i];
         const Share share = matrix_share(in, i, begin, end);
+#pragma unroll 1
         for (int r = threadIdx.x; r < (share.to - share.from) * UNIT; r += THREADS) {
             const int row = share.from * UNIT + r;
             float* out = in.out + share.base * UNIT + row;
@@ -242,6 +184,7 @@ __device__ __forceinline__ void linear(const Run& run, const Instruction& in, co
 __device__ __forceinline__ void prefetch_scales(const Instruction& in, int thread) {
     int begin, end;
     block_units(in.units, begin, end);
+#pragma unroll 1
     for (int i = 0; i < in.matrices; i++) {
         const Share share = matrix_share(in, i, begin, end);
         for (int r = share.from * UNIT + thread * 16; r < share.to * UNIT; r += THREADS * 16)

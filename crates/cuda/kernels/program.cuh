@@ -16,7 +16,6 @@ constexpr int THREADS = WARPS * 32;
 constexpr int GROUP = 32;            // weights in a T8 ring
 constexpr int SPAN = 32 * GROUP;     // columns that the 32 lanes of a warp cover: one group a lane
 constexpr int UNIT = 8;              // rows of a unit of work: a block owns whole units
-constexpr int BLOCK = 256;           // columns that share an activation multiplier
 constexpr int PAGE = 128;            // tokens of a page of the KV cache
 
 enum OpKind : int { EMBED, QKV, ATTEND, OUT, GATE_UP, HADAMARD, DOWN, HEAD_ROTATE, HEAD };

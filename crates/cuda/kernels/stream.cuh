@@ -91,6 +91,7 @@ struct Stream {
             for (int s = 0; s < SLOTS; s++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(barriers + 8 * s));
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         __syncwarp();
+#pragma unroll 1
         for (int s = 0; s < SLOTS; s++) fetch();
     }
 
@@ -137,6 +138,7 @@ struct Stream {
     __device__ void init(const Entry* e, char* memory, u32, int first, int last) {
         cursor.init(e, first, last);
         slots = memory; fetched = taken = 0;
+#pragma unroll 1
         for (int s = 0; s < SLOTS; s++) fetch();
     }
 

@@ -3,9 +3,9 @@
 // The value of weight i is low[state & 15] + high[state >> 4] with the state the eight ring bits from bit K*i on. For
 // K <= 4 one look-up by the state of an *even* weight 2j serves two weights: besides its own value the state holds
 // the low nibble of weight 2j+1 (state bits K..K+3) and the high nibble of weight 2j-1 (state bits 4-K..7-K). So an
-// entry is three bytes, (value of 2j, low part of 2j+1, high part of 2j-1, 0), and a dot product of the ring with int8
-// activations is one dp4a a look-up with (a[2j], a[2j+1], a[2j-1], whatever): exact, and half the look-ups. For larger K an
-// entry is the value alone.
+// entry is (value of 2j, low part of 2j+1, 0, high part of 2j-1), and with 16-bit activations in pairs, (a[2j], a[2j+1]) in
+// word j, a dot product of the ring is two dp2a a look-up: the low half of the entry with word j, the high half with word
+// j-1. Exact, and half the look-ups. For larger K an entry is the value alone.
 //
 // The table stands 32 times in shared memory, entry e of lane l in word 32*e + l: every look-up is free of bank
 // conflicts.
@@ -56,17 +56,27 @@ __device__ __forceinline__ u32 entry(const char* table, u32 window, u32 lane4) {
     return *reinterpret_cast<const u32*>(table + ((window & (0xffu << 7)) | lane4));
 }
 
-// Dot product of a ring with 32 activations, as `unpack` gives them.
+// Sums of two products of 16-bit with 8-bit numbers: of an entry's bytes 0 and 1, and of its bytes 2 and 3.
+__device__ __forceinline__ int dot_low(u32 pair, u32 entry, int sum) {
+    asm("dp2a.lo.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(pair), "r"(entry));
+    return sum;
+}
+__device__ __forceinline__ int dot_high(u32 pair, u32 entry, int sum) {
+    asm("dp2a.hi.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(pair), "r"(entry));
+    return sum;
+}
+
+// Dot product of a ring with 32 activations in pairs; a group's first weight follows its last on the ring.
 template <int K> __device__ __forceinline__ int dot_ring(const char* table, const u32* ring, const u32* act, u32 lane4) {
     int sum = 0;
 #pragma unroll
     for (int j = 0; j < 16; j++) {
+        const u32 even = entry(table, window<K>(ring, 2 * K * j), lane4);
         if constexpr (K <= 4) {
-            sum = __dp4a((int)entry(table, window<K>(ring, 2 * K * j), lane4), (int)act[j], sum);
+            sum = dot_high(act[(j + 15) % 16], even, dot_low(act[j], even, sum));
         } else {
-            u32 even = entry(table, window<K>(ring, 2 * K * j), lane4);
-            u32 odd = entry(table, window<K>(ring, 2 * K * j + K), lane4);
-            sum = __dp4a((int)__byte_perm(even, odd, 0x3340), (int)act[j], sum);   // (even, odd, 0, 0): entries' byte 3 is 0
+            const u32 odd = entry(table, window<K>(ring, 2 * K * j + K), lane4);
+            sum = dot_low(act[j], __byte_perm(even, odd, 0x3340), sum);   // (even, odd, 0, 0): entries' byte 3 is 0
         }
     }
     return sum;
@@ -74,7 +84,7 @@ template <int K> __device__ __forceinline__ int dot_ring(const char* table, cons
 
 // Copies a table of 256 entries to its 32 lanes' copies.
 __device__ __forceinline__ void fill_table(char* table, const u32* entries) {
-    for (int i = threadIdx.x; i < 256 * 32; i += THREADS) reinterpret_cast<u32*>(table)[i] = __ldg(entries + (i >> 5));
+    for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) reinterpret_cast<u32*>(table)[i] = __ldg(entries + (i >> 5));
 }
 
 // The value of one weight in file order, for the embedding.

@@ -9,8 +9,6 @@ pub(crate) const MAX_WARPS: usize = 16;
 pub(crate) const SPAN: usize = 1024;
 /// Rows of a unit: a block owns whole units.
 pub(crate) const UNIT: usize = 8;
-/// Columns that share an activation multiplier.
-pub(crate) const BLOCK: usize = 256;
 /// The widest input.
 pub(crate) const MAX_COLS: usize = 24_576;
 /// The widest Hadamard that an input's quantisation does itself.
@@ -161,7 +159,6 @@ pub(crate) struct Run {
 pub(crate) struct Sizes {
     pub entries: i32,
     pub act_words: i32,
-    pub blocks: i32,
     pub sums: i32,
 }
 

@@ -8,17 +8,32 @@ use std::{
 
 use crate::{
     abi,
+    batch::{self, shapes::Shapes},
     nvrtc::{Nvrtc, Source},
 };
 
-const MAIN: Source = ("decode.cu", include_str!("../kernels/decode.cu"));
-const HEADERS: [Source; 5] = [
+const DECODE: Source = ("decode.cu", include_str!("../kernels/decode.cu"));
+const BATCH: Source = ("batch.cu", include_str!("../kernels/batch.cu"));
+const HEADERS: [Source; 9] = [
     ("program.cuh", include_str!("../kernels/program.cuh")),
     ("t8.cuh", include_str!("../kernels/t8.cuh")),
     ("stream.cuh", include_str!("../kernels/stream.cuh")),
     ("linear.cuh", include_str!("../kernels/linear.cuh")),
     ("attend.cuh", include_str!("../kernels/attend.cuh")),
+    ("vector.cuh", include_str!("../kernels/vector.cuh")),
+    ("batch.cuh", include_str!("../kernels/batch.cuh")),
+    ("gemm.cuh", include_str!("../kernels/gemm.cuh")),
+    ("flash.cuh", include_str!("../kernels/flash.cuh")),
 ];
+
+/// Which kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// One token; so many tiles of a warp are on their way.
+    Decode { slots: usize },
+    /// Many tokens, in tiles of these shapes.
+    Batch(Shapes),
+}
 
 /// What the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +47,7 @@ pub(crate) struct Target {
     pub head_dim: usize,
     /// Warps of a block.
     pub warps: usize,
-    /// Tiles of a warp on their way.
-    pub slots: usize,
+    pub kernels: Kernels,
 }
 
 impl Target {
@@ -46,18 +60,33 @@ impl Target {
             ("HEADS_A_GROUP", self.heads_a_group),
             ("HEAD_DIM", self.head_dim),
             ("WARPS", self.warps),
-            ("SLOTS", self.slots),
         ];
+        let more = match self.kernels {
+            Kernels::Decode { slots } => vec![("SLOTS", slots)],
+            Kernels::Batch(shapes) => [&shapes.defines()[..], &batch::abi::defines()].concat(),
+        };
         [format!("--gpu-architecture=sm_{}{suffix}", self.capability), "--std=c++17".to_owned()]
             .into_iter()
-            .chain(own.into_iter().chain(abi::defines()).map(|(name, value)| format!("-D{name}={value}")))
+            .chain(
+                own.into_iter()
+                    .chain(more)
+                    .chain(abi::defines())
+                    .map(|(name, value)| format!("-D{name}={value}")),
+            )
             .collect()
+    }
+
+    fn main(&self) -> Source {
+        match self.kernels {
+            Kernels::Decode { .. } => DECODE,
+            Kernels::Batch(_) => BATCH,
+        }
     }
 
     /// What tells this compilation from any other.
     fn key(&self, compiler: &str) -> String {
         let mut hasher = blake3::Hasher::new();
-        let sources = [MAIN].into_iter().chain(HEADERS).map(|(_, text)| text.to_owned());
+        let sources = [self.main()].into_iter().chain(HEADERS).map(|(_, text)| text.to_owned());
         for part in sources.chain(self.options()).chain([compiler.to_owned()]) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
@@ -76,7 +105,7 @@ pub(crate) fn kernels(target: &Target) -> Result<Vec<u8>, String> {
     if let Some(cubin) = file.as_deref().and_then(load) {
         return Ok(cubin);
     }
-    let cubin = nvrtc.compile(MAIN, &HEADERS, &target.options()).map_err(|error| {
+    let cubin = nvrtc.compile(target.main(), &HEADERS, &target.options()).map_err(|error| {
         format!("{error}\nInstall an NVRTC that knows this card, set UPG_NVRTC to it, or use --device cpu")
     })?;
     if let Some(file) = file {
@@ -117,6 +146,8 @@ fn store(file: &Path, cubin: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use upg_codec::Bits;
+
     use super::*;
 
     fn target(capability: usize) -> Target {
@@ -126,8 +157,13 @@ mod tests {
             heads_a_group: 4,
             head_dim: 128,
             warps: 16,
-            slots: 4,
+            kernels: Kernels::Decode { slots: 4 },
         }
+    }
+
+    /// The same card's kernels for batches; `limit`: bytes of shared memory.
+    fn batch(target: Target, bits: Bits, limit: usize) -> Target {
+        Target { warps: 16, kernels: Kernels::Batch(Shapes::fitting(bits, limit).unwrap()), ..target }
     }
 
     /// Every kernel for every family of cards, with every code and odd shapes.
@@ -147,17 +183,23 @@ mod tests {
                 heads_a_group: 1,
                 head_dim: 96,
                 warps: 8,
-                slots: 2,
+                kernels: Kernels::Decode { slots: 2 },
                 ..target(89)
             },
             target(90),
             Target { bits_used: 1 << 6 | 1 << 8, heads_a_group: 2, head_dim: 256, ..target(100) },
         ];
+        let batches = [
+            batch(targets[0], Bits::B3, 160 << 10),
+            batch(targets[1], Bits::B5, 97 << 10),
+            batch(targets[2], Bits::B4, 225 << 10),
+            batch(targets[3], Bits::B8, 225 << 10),
+        ];
         std::thread::scope(|scope| {
-            for target in &targets {
+            for target in targets.iter().chain(&batches) {
                 let nvrtc = &nvrtc;
                 scope.spawn(move || {
-                    let cubin = nvrtc.compile(MAIN, &HEADERS, &target.options());
+                    let cubin = nvrtc.compile(target.main(), &HEADERS, &target.options());
                     let cubin = cubin.unwrap_or_else(|error| panic!("{target:?}: {error}"));
                     assert_eq!(&cubin[..4], b"\x7fELF", "{target:?}");
                 });
@@ -171,7 +213,9 @@ mod tests {
         assert_eq!(key, target(90).key("13.0"));
         assert_ne!(key, target(90).key("12.9"));
         assert_ne!(key, target(80).key("13.0"));
-        assert_ne!(key, Target { slots: 3, ..target(90) }.key("13.0"));
+        let slots = Target { kernels: Kernels::Decode { slots: 3 }, ..target(90) };
+        assert_ne!(key, slots.key("13.0"));
+        assert_ne!(key, batch(target(90), Bits::B4, 225 << 10).key("13.0"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     ffi::{CStr, c_void},
     marker::PhantomData,
+    ops::Range,
     panic, ptr,
     sync::OnceLock,
 };
@@ -223,6 +224,39 @@ impl<T: Pod> Pinned<T> {
         Ok(Self { at: at.cast(), len, numbers: PhantomData })
     }
 
+    /// Starts copying some of the numbers to address `to` of the card; they may be written again once the device has
+    /// been synchronised.
+    pub(crate) fn send(
+        &self,
+        device: &Device,
+        range: Range<usize>,
+        to: CUdeviceptr,
+    ) -> Result<(), MachineError> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        let bytes = range.len() * size_of::<T>();
+        // SAFETY: the range is ours; the caller owns as much at `to`, and waits before either side goes.
+        let copied =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, self.at.add(range.start).cast(), bytes, device.stream()) };
+        check(copied, "copying to the card")
+    }
+
+    /// Starts copying from address `from` of the card to some of the numbers; they may be read once the device has been
+    /// synchronised.
+    pub(crate) fn fetch(
+        &mut self,
+        device: &Device,
+        range: Range<usize>,
+        from: CUdeviceptr,
+    ) -> Result<(), MachineError> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        let bytes = range.len() * size_of::<T>();
+        // SAFETY: as above, the other way.
+        let copied = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(self.at.add(range.start).cast(), from, bytes, device.stream())
+        };
+        check(copied, "copying from the card")
+    }
+
     /// The numbers. No copy to or from them may be under way.
     pub(crate) fn as_mut(&mut self) -> &mut [T] {
         // SAFETY: `len` initialised numbers that we own.
@@ -278,3 +312,48 @@ pub(crate) struct Kernel(pub(crate) CUfunction);
 
 // SAFETY: as for its module.
 unsafe impl Send for Kernel {}
+
+impl Kernel {
+    /// Starts the kernel.
+    ///
+    /// # Safety
+    /// `arguments` are what the kernel takes, and what they name outlives its run.
+    pub(crate) unsafe fn launch(
+        &self,
+        device: &Device,
+        grid: [usize; 3],
+        threads: usize,
+        shared: usize,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), MachineError> {
+        let [x, y, z] = grid.map(|n| n as u32);
+        // SAFETY: the caller's; the launch copies the arguments.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                self.0,
+                x,
+                y,
+                z,
+                threads as u32,
+                1,
+                1,
+                shared as u32,
+                device.stream(),
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check(launched, "starting a kernel")
+    }
+
+    /// Blocks of it that one multiprocessor runs at a time.
+    pub(crate) fn resident(&self, threads: usize, shared: usize) -> Result<usize, MachineError> {
+        let mut blocks = 0;
+        // SAFETY: `blocks` is a local; the kernel is loaded.
+        let asked = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.0, threads as i32, shared)
+        };
+        check(asked, "asking how many blocks fit")?;
+        Ok(blocks.max(0) as usize)
+    }
+}

@@ -68,15 +68,45 @@ fn place(tile: &mut [u8], lane: usize, at: usize, group: &[u8]) {
 /// The kernels' look-up table of a code: for each state the value, for codes of at most 4 bits also the low part of
 /// the next weight's value and the high part of the last one's, which the state determines.
 pub(crate) fn entries(bits: Bits) -> [u32; 256] {
+    entries_above(bits, 0, 0)
+}
+
+/// The same with `low` added to low parts and `high` to high ones.
+fn entries_above(bits: Bits, low: i32, high: i32) -> [u32; 256] {
     let (table, k) = (bits.table(), bits.get());
-    let byte = |value: i8| u32::from(value as u8);
+    let byte = |value: i8, more: i32| (i32::from(value) + more) as u32 & 0xff;
     std::array::from_fn(|state| {
-        let value = byte(table.value(state as u8));
+        let value = byte(table.value(state as u8), low + high);
         if k > 4 {
             return value;
         }
-        value | byte(table.low[state >> k & 15]) << 8 | byte(table.high[state >> (4 - k) & 15]) << 16
+        let (next, last) = (table.low[state >> k & 15], table.high[state >> (4 - k) & 15]);
+        value | byte(next, low) << 8 | byte(last, high) << 24
     })
+}
+
+/// Words of all codes' tables: a table of 256 entries at 256 times its bits.
+const TABLES: usize = 256 * 9;
+
+/// The tables of all codes.
+pub(crate) fn tables() -> [u32; TABLES] {
+    all_tables(entries)
+}
+
+/// The tables of all codes whose bytes are not negative: parts are moved up so that a whole value is 128 too large.
+pub(crate) fn biased_tables() -> [u32; TABLES] {
+    all_tables(|bits| {
+        let least = bits.table().low.into_iter().map(i32::from).min().unwrap_or(0);
+        entries_above(bits, -least, 128 + least)
+    })
+}
+
+fn all_tables(of: impl Fn(Bits) -> [u32; 256]) -> [u32; TABLES] {
+    let mut tables = [0; TABLES];
+    for bits in Bits::ALL {
+        tables[256 * bits.get()..][..256].copy_from_slice(&of(bits));
+    }
+    tables
 }
 
 #[cfg(test)]
@@ -87,7 +117,7 @@ mod tests {
     use super::*;
 
     /// What `dot_ring` computes for one lane's group: the same look-ups, windows and packed activations.
-    fn dot_ring(bits: Bits, ring: &[u8], a: &[i8]) -> i32 {
+    fn dot_ring(bits: Bits, ring: &[u8], a: &[i16]) -> i32 {
         let (table, k) = (entries(bits), bits.get());
         let words: Vec<u32> =
             ring.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
@@ -101,7 +131,9 @@ mod tests {
         let pair = |j: usize| {
             let even = entry(2 * j);
             if k <= 4 {
-                even[0] * a(2 * j) + even[1] * a(2 * j + 1) + even[2] * a(2 * j + GROUP - 1)
+                // The high half meets the pair before: its even activation by a zero.
+                assert_eq!(even[2], 0);
+                even[0] * a(2 * j) + even[1] * a(2 * j + 1) + even[3] * a(2 * j + GROUP - 1)
             } else {
                 even[0] * a(2 * j) + entry(2 * j + 1)[0] * a(2 * j + 1)
             }
@@ -125,7 +157,7 @@ mod tests {
             for (rows, cols) in [(8, 1024), (13, 96), (3, 1088)] {
                 let row_bytes = bits.row_bytes(cols).unwrap();
                 let codes: Vec<u8> = (0..rows * row_bytes).map(|_| random.next() as u8).collect();
-                let a: Vec<i8> = (0..cols).map(|_| (random.next() % 255) as i8).collect();
+                let a: Vec<i16> = (0..cols).map(|_| (random.next() % 32_767) as i16 - 16_383).collect();
                 let packed = pack(bits, rows, cols, &codes);
                 for row in 0..rows {
                     let mut values = vec![0; cols];

@@ -4,13 +4,16 @@
 //! loaded, and kept on disk. Driver and NVRTC are loaded at run time: building needs nothing of CUDA, and a computer
 //! without NVIDIA's software gets an error that says so.
 //!
-//! - `kernels/t8.cuh` decodes and multiplies T8 weights: one look-up in shared memory and one `dp4a` for two weights;
+//! - `kernels/t8.cuh` decodes and multiplies T8 weights: one look-up in shared memory for two weights;
 //! - `kernels/stream.cuh` keeps weights on their way from memory, across instructions;
-//! - `kernels/linear.cuh` quantises activations to int8 and runs the linears, all sums exact integers;
+//! - `kernels/linear.cuh` quantises activations to 15 bits and runs the linears, all sums exact integers;
 //! - `kernels/attend.cuh` is FlashAttention, split over the context;
-//! - `kernels/decode.cu` runs one token: as one persistent kernel, or an instruction a launch for a CUDA graph.
+//! - `kernels/decode.cu` runs one token: as one persistent kernel, or an instruction a launch for a CUDA graph;
+//! - `kernels/gemm.cuh` multiplies T8 weights by many tokens on the tensor cores, `kernels/flash.cuh` is their
+//!   attention, and `kernels/batch.cu` what lies between.
 
 mod abi;
+mod batch;
 mod compile;
 mod driver;
 mod execute;

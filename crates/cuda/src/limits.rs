@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use upg_pdvm::MachineError;
 
 use crate::{
-    compile::{self, Target},
-    driver::{Buffer, Device, Module, check},
+    compile::{self, Kernels, Target},
+    driver::{Buffer, Device, Module},
 };
 
 /// Bytes of the buffer that is read: far more than any cache holds.
@@ -20,7 +20,14 @@ const BYTES: usize = 4 << 30;
 pub fn read_bandwidth() -> Result<f64, MachineError> {
     let device = Device::open()?;
     let capability = device.capability()?;
-    let target = Target { capability, bits_used: 1 << 3, heads_a_group: 1, head_dim: 64, warps: 8, slots: 2 };
+    let target = Target {
+        capability,
+        bits_used: 1 << 3,
+        heads_a_group: 1,
+        head_dim: 64,
+        warps: 8,
+        kernels: Kernels::Decode { slots: 2 },
+    };
     let module = Module::load(&compile::kernels(&target).map_err(MachineError::Device)?)?;
     let kernel = module.kernel(c"read_all", 0)?;
     let (buffer, never) = (Buffer::zeroed(BYTES)?, Buffer::zeroed(4)?);
@@ -30,25 +37,8 @@ pub fn read_bandwidth() -> Result<f64, MachineError> {
         let (mut from, mut vectors, mut to) = (buffer.at(), (BYTES / 16) as u64, never.at());
         let mut arguments = [(&raw mut from).cast(), (&raw mut vectors).cast(), (&raw mut to).cast()];
         let start = Instant::now();
-        // SAFETY: the arguments are those of `read_all` in `kernels/decode.cu`; the launch copies them, and the
-        // buffers outlive it.
-        let launched = unsafe {
-            let (stream, nothing) = (device.stream(), std::ptr::null_mut());
-            sys::cuLaunchKernel(
-                kernel.0,
-                grid as u32,
-                1,
-                1,
-                256,
-                1,
-                1,
-                0,
-                stream,
-                arguments.as_mut_ptr(),
-                nothing,
-            )
-        };
-        check(launched, "reading memory")?;
+        // SAFETY: the arguments are those of `read_all` in `kernels/decode.cu`, and the buffers outlive it.
+        unsafe { kernel.launch(&device, [grid, 1, 1], 256, 0, &mut arguments) }?;
         device.synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
     }

@@ -136,6 +136,11 @@ impl Model {
         self.matrices.values().map(Matrix::bytes).sum()
     }
 
+    /// The most bits of a matrix.
+    pub(crate) fn most_bits(&self) -> Bits {
+        self.matrices.values().map(|matrix| matrix.bits).max_by_key(|bits| bits.get()).unwrap_or(Bits::B2)
+    }
+
     /// Bit K: some matrix has K bits.
     pub(crate) fn bits_used(&self) -> usize {
         self.matrices.values().fold(0, |used, matrix| used | 1 << matrix.bits.get())

@@ -1,9 +1,9 @@
 use std::{
-    env,
+    env, thread,
     time::{Duration, Instant},
 };
 
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use upg_codec::Bits;
 use upg_pdvm::{
     Batch, BatchRow, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program, SeqId,
@@ -11,13 +11,14 @@ use upg_pdvm::{
 };
 
 use crate::{
-    abi::Run,
-    compile::{self, Target},
-    driver::{Buffer, Device, Module, check},
+    abi::{self, Run},
+    batch::{Batcher, shapes::Shapes},
+    compile::{self, Kernels, Target},
+    driver::{Buffer, Device, Module},
     execute::{Execution, Graph, Launcher},
     layout,
     load::{self, Model},
-    memory::{Memory, QUEUE, kv_token_bytes},
+    memory::{Memory, kv_token_bytes},
     plan::{Block, Plan, heads_a_group},
 };
 
@@ -53,10 +54,11 @@ impl Settings {
     }
 }
 
-/// The CUDA machine: T8 weights in tiles on one card, int8 activations, exact integer sums, an f16 KV cache in pages.
+/// The CUDA machine: T8 weights in tiles on one card, an f16 KV cache in pages.
 ///
-/// Logits have the same bits whether the program runs as a persistent kernel or as a graph, and however a prompt is
-/// cut into batches. A batch is run token by token.
+/// A run of one token multiplies by 15-bit activations in exact integer sums; its logits have the same bits whether the
+/// program runs as a persistent kernel or as a graph. A run of several tokens goes through the tensor cores in f16,
+/// and gives the same bits each time that a prompt is cut into the same runs.
 pub struct CudaMachine {
     program: Program,
     options: MachineOptions,
@@ -71,6 +73,8 @@ pub struct CudaMachine {
     runs: [Run; 2],
     graphs: Option<[Graph; 2]>,
     launcher: Launcher,
+    /// Runs of several tokens; `None` where no run may have them.
+    batcher: Option<Batcher>,
     memory: Memory,
     /// The program and its list of matrices.
     _operands: [Buffer; 2],
@@ -148,9 +152,10 @@ impl CudaMachine {
             heads_a_group: heads_a_group(config),
             head_dim: config.head_dim,
             warps: block.warps,
-            slots: block.slots,
+            kernels: Kernels::Decode { slots: block.slots },
         };
-        let module = Module::load(&compile::kernels(&target).map_err(MachineError::Device)?)?;
+        let shapes = (options.max_batch > 1).then(|| batch_shapes(&model, limit)).transpose()?;
+        let (module, batch_module) = compile(target, shapes)?;
         let launcher = Launcher {
             program: module.kernel(c"run_program", block.shared)?,
             instruction: module.kernel(c"run_instruction", block.shared)?,
@@ -163,6 +168,9 @@ impl CudaMachine {
         let (run, operands) = memory.run(config, &model, &plan, patience)?;
         let (instructions, entries) = plan.body;
         let body = Run { instructions: instructions as i32, entry_count: entries as i32, ..run };
+        let batcher = batch_module
+            .map(|module| Batcher::new(&program, options, &model, &plan, &memory, module, grid))
+            .transpose()?;
         let mut machine = Self {
             info: MachineInfo {
                 name: "cuda",
@@ -179,6 +187,7 @@ impl CudaMachine {
             runs: [run, body],
             graphs: None,
             launcher,
+            batcher,
             memory,
             plan,
             program,
@@ -232,8 +241,8 @@ impl CudaMachine {
         let mut times = [Duration::MAX; 7];
         for time in &mut times {
             let start = Instant::now();
-            self.memory.stage(0, &row, &self.rope, &[0]);
-            self.start(0, true)?;
+            self.memory.stage(&row, &self.rope, &[0]);
+            self.start(true)?;
             self.finish()?;
             *time = start.elapsed();
         }
@@ -241,36 +250,19 @@ impl CudaMachine {
         Ok(times[times.len() / 2])
     }
 
-    /// Starts the token of place `slot`, with the head or without.
-    fn start(&mut self, slot: usize, head: bool) -> Result<(), MachineError> {
-        let words = self.memory.step_words;
-        let from = self.memory.host_steps.as_mut()[slot * words..].as_ptr();
-        let to = self.memory.step.at();
-        // SAFETY: both sides are a step long; the place is not written again before the stream has been waited for.
-        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), words * 4, self.device.stream()) };
-        check(copied, "copying a token to the card")?;
+    /// Starts the staged token, with the head or without.
+    fn start(&mut self, head: bool) -> Result<(), MachineError> {
+        let (words, to) = (self.memory.step_words, self.memory.step.at());
+        self.memory.host_step.send(&self.device, 0..words, to)?;
         match (&self.graphs, self.execution) {
             (Some(graphs), Execution::Graph) => graphs[usize::from(!head)].launch(&self.device),
             _ => self.launcher.persistent(&self.device, &self.runs[usize::from(!head)]),
         }
     }
 
-    /// Asks for the logits of the last token started, as row `row` of the host's.
-    fn fetch(&mut self, row: usize) -> Result<(), MachineError> {
-        let vocab = self.program.config.vocab;
-        let to = self.memory.host_logits.as_mut()[row * vocab..][..vocab].as_mut_ptr();
-        let (from, stream) = (self.memory.buffers.logits, self.device.stream());
-        // SAFETY: both sides hold `vocab` numbers; the host's are read after the stream has been waited for.
-        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, vocab * 4, stream) };
-        check(copied, "copying logits from the card")
-    }
-
     /// Waits for what has been started, and reports a wait that came to no end.
     fn finish(&mut self) -> Result<(), MachineError> {
-        let (to, from) = (self.memory.host_failed.as_mut().as_mut_ptr(), self.memory.failed.at());
-        // SAFETY: both sides hold one word; the host's is read after the stream has been waited for.
-        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, 4, self.device.stream()) };
-        check(copied, "asking how it went")?;
+        self.memory.host_failed.fetch(&self.device, 0..1, self.memory.failed.at())?;
         self.device.synchronize()?;
         let failed = self.memory.host_failed.as_mut()[0];
         if failed == 0 {
@@ -286,23 +278,50 @@ impl CudaMachine {
         )))
     }
 
-    /// Runs queued rows `first..last` of the batch, and writes the logits asked for to the front of `logits`.
-    fn run_rows(&mut self, first: usize, last: usize, logits: &mut [f32]) -> Result<usize, MachineError> {
-        let mut asked = 0;
-        for (slot, i) in (first..last).enumerate() {
-            let row = self.rows[i];
-            self.memory.stage(slot, &row, &self.rope, self.pages.pages(row.seq)?);
-            self.start(slot, row.logits)?;
-            if row.logits {
-                self.fetch(asked)?;
-                asked += 1;
-            }
+    /// Runs one token, and writes its logits to `logits` where it asks for them.
+    fn decode(&mut self, row: &BatchRow, logits: &mut [f32]) -> Result<(), MachineError> {
+        self.memory.stage(row, &self.rope, self.pages.pages(row.seq)?);
+        self.start(row.logits)?;
+        if row.logits {
+            let (count, from) = (logits.len(), self.memory.buffers.logits);
+            self.memory.host_logits.fetch(&self.device, 0..count, from)?;
         }
         self.finish()?;
-        let count = asked * self.program.config.vocab;
-        logits[..count].copy_from_slice(&self.memory.host_logits.as_mut()[..count]);
-        Ok(count)
+        logits.copy_from_slice(&self.memory.host_logits.as_mut()[..logits.len()]);
+        Ok(())
     }
+}
+
+/// The tiles of batches on a card with `limit` bytes of shared memory a block.
+fn batch_shapes(model: &Model, limit: usize) -> Result<Shapes, MachineError> {
+    // The kernels hold a few static words too.
+    Shapes::fitting(model.most_bits(), limit.saturating_sub(2048)).ok_or_else(|| {
+        MachineError::Unsupported(format!(
+            "{limit} bytes of shared memory are too few for runs of several tokens: use --device cpu"
+        ))
+    })
+}
+
+/// The kernels of `target`, and those of batches in such tiles, compiled side by side.
+fn compile(
+    target: Target,
+    shapes: Option<Shapes>,
+) -> Result<(Module, Option<(Module, Shapes)>), MachineError> {
+    let batch = shapes
+        .map(|shapes| (Target { warps: abi::MAX_WARPS, kernels: Kernels::Batch(shapes), ..target }, shapes));
+    let (one, many) = thread::scope(|scope| {
+        let many = batch.map(|(target, shapes)| (scope.spawn(move || compile::kernels(&target)), shapes));
+        let one = compile::kernels(&target);
+        let joined = many.map(|(thread, shapes)| {
+            let compiled =
+                thread.join().unwrap_or_else(|_| Err("the compiler's thread died: try again".into()));
+            (compiled, shapes)
+        });
+        (one, joined)
+    });
+    let load = |cubin: Result<Vec<u8>, String>| Module::load(&cubin.map_err(MachineError::Device)?);
+    let many = many.map(|(cubin, shapes)| Ok::<_, MachineError>((load(cubin)?, shapes))).transpose()?;
+    Ok((load(one)?, many))
 }
 
 impl Machine for CudaMachine {
@@ -333,10 +352,16 @@ impl Machine for CudaMachine {
             return Err(MachineError::LogitsLength { found: logits.len(), expected: asked * vocab });
         }
         self.device.enter()?;
-        let mut written = 0;
-        for first in (0..self.rows.len()).step_by(QUEUE) {
-            let last = (first + QUEUE).min(self.rows.len());
-            written += self.run_rows(first, last, &mut logits[written..])?;
+        match (&mut self.batcher, self.rows.as_slice()) {
+            (_, &[row]) => self.decode(&row, logits)?,
+            (None, _) => return Err(MachineError::BatchSize { tokens: self.rows.len(), max: 1 }),
+            (Some(batcher), rows) => {
+                let mut written = 0;
+                for rows in rows.chunks(batcher.rows()) {
+                    let logits = &mut logits[written..];
+                    written += batcher.run(&self.device, rows, &self.pages, &self.rope, logits)?;
+                }
+            }
         }
         for segment in batch {
             self.pages.advance(segment.seq, segment.tokens.len())?;

@@ -1,6 +1,5 @@
 //! A machine's buffers on the card, beside its weights: taken once, when it is made.
 
-use upg_codec::Bits;
 use upg_format::ModelConfig;
 use upg_pdvm::{BatchRow, MachineError, MachineOptions, PAGE_TOKENS, rope::RopeTable};
 
@@ -12,14 +11,8 @@ use crate::{
     plan::{Buffers, Plan, heads_a_group},
 };
 
-/// Tokens that are queued before the host waits for the card.
-pub(crate) const QUEUE: usize = 32;
-
 /// Words of a step before its RoPE angles: the barrier's counter, room for alignment, token and position.
 const STEP_HEAD: usize = 4;
-
-/// Entries of the look-up tables of all codes, by their bits.
-const TABLES: usize = 256 * 9;
 
 /// Buffers of a machine.
 pub(crate) struct Memory {
@@ -34,7 +27,7 @@ pub(crate) struct Memory {
     /// What changes from token to token: see [`Memory::stage`].
     pub step: Buffer,
     pub step_words: usize,
-    pub host_steps: Pinned<u32>,
+    pub host_step: Pinned<u32>,
     pub host_logits: Pinned<f32>,
     pub host_failed: Pinned<u32>,
 }
@@ -68,22 +61,17 @@ impl Memory {
         let groups = config.heads / heads_a_group(config);
         let splits = (grid / groups).max(1);
         let step_words = STEP_HEAD + config.rope.dim + options.context.div_ceil(PAGE_TOKENS);
-        let queue = QUEUE.min(options.max_batch);
-        let mut tables = vec![0; TABLES];
-        for bits in Bits::ALL {
-            tables[256 * bits.get()..][..256].copy_from_slice(&layout::entries(bits));
-        }
         Ok(Self {
             buffers,
-            tables: Buffer::of(&tables)?,
+            tables: Buffer::of(&layout::tables())?,
             cache: Buffer::zeroed(pages * PAGE_TOKENS * kv_token_bytes(config) * config.layers)?,
             partial: Buffer::zeroed(4 * config.heads * splits * (config.head_dim + 2))?,
             arrived: Buffer::zeroed(4 * groups)?,
             failed: Buffer::zeroed(4)?,
             step: Buffer::zeroed(4 * step_words)?,
             step_words,
-            host_steps: Pinned::zeroed(queue * step_words)?,
-            host_logits: Pinned::zeroed(queue * config.vocab)?,
+            host_step: Pinned::zeroed(step_words)?,
+            host_logits: Pinned::zeroed(config.vocab)?,
             host_failed: Pinned::zeroed(1)?,
             _scratch: scratch,
         })
@@ -126,11 +114,20 @@ impl Memory {
         Ok((run, [program, entries]))
     }
 
-    /// Writes a token's step into place `slot` of the queue: the barrier's counter (0), token, position, cosines and
+    /// The address of the cache.
+    pub(crate) fn cache(&self) -> u64 {
+        self.cache.at()
+    }
+
+    /// The address of the look-up tables.
+    pub(crate) fn tables(&self) -> u64 {
+        self.tables.at()
+    }
+
+    /// Writes a token's step: the barrier's counter (0), token, position, cosines and
     /// sines of the position, and the pages of its sequence.
-    pub(crate) fn stage(&mut self, slot: usize, row: &BatchRow, rope: &RopeTable, pages: &[u32]) {
-        let step = &mut self.host_steps.as_mut()[slot * self.step_words..(slot + 1) * self.step_words];
-        let (head, rest) = step.split_at_mut(STEP_HEAD);
+    pub(crate) fn stage(&mut self, row: &BatchRow, rope: &RopeTable, pages: &[u32]) {
+        let (head, rest) = self.host_step.as_mut().split_at_mut(STEP_HEAD);
         head.copy_from_slice(&[0, 0, row.token, row.position as u32]);
         let (angles, table) = rest.split_at_mut(2 * rope.pairs());
         let (cos, sin) = bytemuck::cast_slice_mut(angles).split_at_mut(rope.pairs());

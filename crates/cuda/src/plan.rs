@@ -193,21 +193,16 @@ impl Block {
         let rotate = if config.tied_embeddings { config.hidden } else { 0 };
         let head = config.head_dim;
         let attend = heads_a_group(config) * head + warps * (head + 2);
-        let act = (spans * abi::SPAN / 4).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
+        let act = (spans * abi::SPAN / 2).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
         let share =
             |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };
         let sums = most(&|i| share(i) * abi::UNIT * 2);
-        let sizes = Sizes {
-            entries: plan.entries.len() as i32,
-            act_words: act as i32,
-            blocks: (spans * abi::SPAN / abi::BLOCK) as i32,
-            sums: sums as i32,
-        };
+        let sizes = Sizes { entries: plan.entries.len() as i32, act_words: act as i32, sums: sums as i32 };
         let shared = abi::TABLE_BYTES
             + warps * slots * (slot + 8)
             + plan.entries.len() * abi::ENTRY_BYTES
             + 2 * size_of::<Instruction>()
-            + 4 * (act + 2 * warps + 4 + spans * abi::SPAN / abi::BLOCK + sums);
+            + 4 * (act + 2 * warps + 4 + sums);
         Self { warps, slots, sizes, shared }
     }
 }

@@ -11,8 +11,8 @@ use upg_pdvm::{
     rotation::SplitMix64,
 };
 
-/// What int8 activations cost tiny models, as on the CPU.
-const TOLERANCE: f32 = 7e-2;
+/// What an f16 cache, 15-bit and f16 activations cost tiny models.
+const TOLERANCE: f32 = 5e-3;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,9 +47,23 @@ fn models() -> Vec<(&'static str, Synthetic)> {
     models
 }
 
+/// Compiles the kernels of every model at once: one after the other, compiling takes minutes.
+#[allow(clippy::unwrap_used)]
+fn compile_all() {
+    std::thread::scope(|scope| {
+        for (_, weights) in models() {
+            scope.spawn(move || {
+                let options = MachineOptions { context: 168, ..Default::default() };
+                make(&weights, &options, Execution::Graph, PATIENCE).unwrap();
+            });
+        }
+    });
+}
+
 #[test]
 #[ignore = "needs an NVIDIA card"]
 fn conforms_as_a_persistent_kernel_and_as_a_graph() {
+    compile_all();
     for execution in [Execution::Persistent, Execution::Graph] {
         let report = conformance::check_models(
             &|weights, options| Ok(Box::new(make(weights, options, execution, PATIENCE)?)),
@@ -61,24 +75,33 @@ fn conforms_as_a_persistent_kernel_and_as_a_graph() {
     }
 }
 
-/// Logits of a prompt in one batch.
+/// Logits after each token of a sequence that is run token by token, or in one run.
 #[allow(clippy::unwrap_used)]
-fn logits(execution: Execution, weights: &Synthetic) -> Vec<u32> {
-    let options = MachineOptions { context: 168, ..Default::default() };
-    let mut machine = make(weights, &options, execution, PATIENCE).unwrap();
-    let vocab = weights.config().vocab;
-    let tokens: Vec<u32> = (0..150).map(|i| (i * 7 % vocab) as u32).collect();
+fn logits(machine: &mut dyn Machine, tokens: &[u32], at_once: bool) -> Vec<f32> {
+    let vocab = machine.program().config.vocab;
     let seq = machine.kv_mut().open().unwrap();
+    let step = if at_once { tokens.len() } else { 1 };
     let mut logits = vec![0.0; tokens.len() * vocab];
-    machine.run(&[Segment { seq, tokens: &tokens, logits: Logits::All }], &mut logits).unwrap();
-    logits.iter().map(|l| l.to_bits()).collect()
+    for (tokens, logits) in tokens.chunks(step).zip(logits.chunks_mut(step * vocab)) {
+        machine.run(&[Segment { seq, tokens, logits: Logits::All }], logits).unwrap();
+    }
+    machine.kv_mut().close(seq);
+    logits
 }
 
 #[test]
 #[ignore = "needs an NVIDIA card"]
+#[allow(clippy::unwrap_used)]
 fn both_executions_give_the_same_bits() {
     for (name, weights) in models() {
-        assert_eq!(logits(Execution::Persistent, &weights), logits(Execution::Graph, &weights), "{name}");
+        let vocab = weights.config().vocab;
+        let tokens: Vec<u32> = (0..150).map(|i| (i * 7 % vocab) as u32).collect();
+        let [one, other] = [Execution::Persistent, Execution::Graph].map(|execution| {
+            let options = MachineOptions { context: 168, max_batch: 1, ..Default::default() };
+            let mut machine = make(&weights, &options, execution, PATIENCE).unwrap();
+            logits(&mut machine, &tokens, false).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        });
+        assert!(one == other, "{name}");
     }
 }
 
@@ -119,7 +142,20 @@ fn largest(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
 }
 
-/// On a text that the model writes itself, token by token, for each execution.
+/// Top-1 agreement and mean KL divergence of logits from what the reference machine gives.
+fn agreement(found: &[f32], expected: &[f32], vocab: usize) -> (f64, f64) {
+    let (mut same, mut divergence) = (0, 0.0);
+    for (found, expected) in found.chunks_exact(vocab).zip(expected.chunks_exact(vocab)) {
+        same += usize::from(largest(found) == largest(expected));
+        let (p, q) = (softmax(expected), softmax(found));
+        divergence +=
+            p.iter().zip(&q).map(|(p, q)| if *p > 0.0 { p * (p / q).ln() } else { 0.0 }).sum::<f64>();
+    }
+    let tokens = (expected.len() / vocab) as f64;
+    (same as f64 / tokens, divergence / tokens)
+}
+
+/// On a text that the model writes itself: token by token, for each execution, and all of it in one run.
 #[test]
 #[ignore = "needs an NVIDIA card, and UPG_TEST_MODEL to name a compressed model"]
 #[allow(clippy::unwrap_used)]
@@ -130,35 +166,29 @@ fn a_real_model_agrees_with_the_reference_machine() {
     let vocab = weights.config().vocab;
     let options = MachineOptions { context: TOKENS, ..Default::default() };
     let mut machine = make(&weights, &options, Execution::Persistent, PATIENCE).unwrap();
-    let mut graph = make(&weights, &options, Execution::Graph, PATIENCE).unwrap();
-    let (seq, other) = (machine.kv_mut().open().unwrap(), graph.kv_mut().open().unwrap());
     let mut random = SplitMix64(1);
-    let (mut tokens, mut found) = (vec![1], vec![0.0; TOKENS * vocab]);
-    for found in found.chunks_exact_mut(vocab) {
+    let (mut tokens, mut one) = (vec![1], vec![0.0; TOKENS * vocab]);
+    let seq = machine.kv_mut().open().unwrap();
+    for found in one.chunks_exact_mut(vocab) {
         machine
             .run(&[Segment { seq, tokens: &tokens[tokens.len() - 1..], logits: Logits::Last }], found)
             .unwrap();
         tokens.push(draw(found, &mut random));
     }
+    machine.kv_mut().close(seq);
     tokens.pop();
-    let mut again = vec![0.0; TOKENS * vocab];
-    graph.run(&[Segment { seq: other, tokens: &tokens, logits: Logits::All }], &mut again).unwrap();
-    assert!(found == again, "the graph gives other logits than the persistent kernel");
+    let many = logits(&mut machine, &tokens, true);
+    let mut graph = make(&weights, &options, Execution::Graph, PATIENCE).unwrap();
+    let again = logits(&mut graph, &tokens, false);
+    assert!(one == again, "the graph gives other logits than the persistent kernel");
 
     let mut reference = ReferenceMachine::new(&weights, &options).unwrap();
-    let seq = reference.kv_mut().open().unwrap();
-    let mut expected = vec![0.0; TOKENS * vocab];
-    reference.run(&[Segment { seq, tokens: &tokens, logits: Logits::All }], &mut expected).unwrap();
-    let (mut same, mut divergence) = (0, 0.0);
-    for (found, expected) in found.chunks_exact(vocab).zip(expected.chunks_exact(vocab)) {
-        same += usize::from(largest(found) == largest(expected));
-        let (p, q) = (softmax(expected), softmax(found));
-        divergence +=
-            p.iter().zip(&q).map(|(p, q)| if *p > 0.0 { p * (p / q).ln() } else { 0.0 }).sum::<f64>();
+    let expected = logits(&mut reference, &tokens, true);
+    for (name, found) in [("token by token", one), ("in one run", many)] {
+        let (top, kl) = agreement(&found, &expected, vocab);
+        println!("{name}: top-1 agreement {top:.4}, mean KL {kl:.2e}");
+        assert!(top >= 0.99 && kl < 1e-3, "{name}: top-1 agreement {top:.4}, mean KL {kl:.2e}");
     }
-    let (top, kl) = (same as f64 / TOKENS as f64, divergence / TOKENS as f64);
-    println!("top-1 agreement {top:.4}, mean KL {kl:.2e}");
-    assert!(top >= 0.98 && kl < 2e-3, "top-1 agreement {top:.4}, mean KL {kl:.2e}");
 }
 
 #[test]

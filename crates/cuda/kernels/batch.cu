@@ -1,0 +1,65 @@
+// Many tokens through the program, a launch a step: each linear is one pass over its weights for all of them.
+#include "vector.cuh"
+#include "batch.cuh"
+#include "flash.cuh"
+
+extern __shared__ __align__(128) char shared_memory[];
+
+// Tokens of a tile and how the tiles are cut, as the host found them to fit the card (`src/batch/shapes.rs`).
+#ifndef SMALL_BK
+#define SMALL_BK 256
+#define SMALL_STAGES 3
+#define MIDDLE_STAGES 3
+#define LARGE_NT 16
+#define LARGE_STAGES 4
+#endif
+using Small = Shape<1, 2, 1, SMALL_BK, SMALL_STAGES>;           // 16 tokens: as fast as memory brings weights
+using Middle = Shape<2, 4, 2, 128, MIDDLE_STAGES>;              // 64
+using Large = Shape<2, LARGE_NT, 2, 64, LARGE_STAGES>;          // 128 or 256: as fast as the tensor cores multiply
+
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS) gemm_small(const __grid_constant__ Gemm g) { gemm<Small>(g, shared_memory); }
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS) gemm_middle(const __grid_constant__ Gemm g) { gemm<Middle>(g, shared_memory); }
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) gemm_large(const __grid_constant__ Gemm g) { gemm<Large>(g, shared_memory); }
+
+extern "C" __global__ void __launch_bounds__(FLASH_THREADS) attend_batch(const __grid_constant__ Batch b, int layer) { flash(b, layer, shared_memory); }
+
+// Rows of the embedding, a block a token.
+extern "C" __global__ void embed_batch(const __grid_constant__ Batch b) {
+    const int hidden = b.model.hidden, token = b.rows[blockIdx.x].x, bits = b.embed_bits;
+    const u8* row = b.embed_codes + (size_t)token * (hidden / GROUP) * 4 * bits;
+    const float scale = half_to_float(b.embed_scales[token]);
+    for (int i = threadIdx.x; i < hidden; i += blockDim.x)
+        b.x[(size_t)blockIdx.x * hidden + i] = scale * decode_weight(b.tables + 256 * bits, row + i / GROUP * 4 * bits, bits, i % GROUP);
+}
+
+// Queries and keys turned by RoPE, keys and values to the cache, a block a token. Queries are scaled for a softmax in
+// powers of two. `bias`: of q, k and v, or null.
+struct Biases { const float* of[3]; };
+extern "C" __global__ void rope_batch(const __grid_constant__ Batch b, int layer, int splits, const Biases bias) {
+    const Model& m = b.model;
+    constexpr int D = HEAD_DIM;
+    const int q_width = m.heads * D, kv_width = m.kv_heads * D, width = q_width + 2 * kv_width, half = m.rope_dim / 2;
+    const int row = blockIdx.x;
+    const int4 r = b.rows[row];
+    const float* rope = b.rope + (size_t)row * m.rope_dim;
+    const float scale = rsqrtf((float)D) * 1.4426950408889634f;
+    auto value = [&](int i) {
+        const int part = i < q_width ? 0 : i < q_width + kv_width ? 1 : 2;
+        float v = bias.of[part] ? bias.of[part][i - (part == 0 ? 0 : part == 1 ? q_width : q_width + kv_width)] : 0.f;
+        for (int s = 0; s < splits; s++) v += b.part[((size_t)s * b.tokens + row) * width + i];
+        return v;
+    };
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float v = value(i);
+        const int d = i % D;
+        if (i < q_width + kv_width && d < m.rope_dim) {
+            const float c = rope[d % half], s = rope[half + d % half];
+            v = d < half ? v * c - value(i + half) * s : v * c + value(i - half) * s;
+        }
+        if (i < q_width) b.q[(size_t)row * q_width + i] = float_to_half(v * scale);
+        else if (i < q_width + kv_width) cache_row(b, r.z, layer, 0, (i - q_width) / D, r.y)[d] = float_to_half(v);
+        else cache_row(b, r.z, layer, 1, (i - q_width - kv_width) / D, r.y)[d] = float_to_half(v);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) prepare_batch(const __grid_constant__ Prepare p) { prepare(p, reinterpret_cast<float*>(shared_memory)); }
