@@ -142,17 +142,12 @@ impl Machine for CpuMachine {
 
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {
         let vocab = self.program.config.vocab;
-        let asked = BatchRow::list(batch, vocab, self.options.max_batch, &mut self.pages, &mut self.rows)?;
-        if logits.len() != asked * vocab {
-            return Err(MachineError::LogitsLength { found: logits.len(), expected: asked * vocab });
-        }
+        let max = self.options.max_batch;
+        BatchRow::admit(batch, vocab, max, logits, &mut self.pages, &mut self.rows)?;
         self.angles();
         for i in 0..self.program.ops.len() {
             self.step(self.program.ops[i], logits);
         }
-        for segment in batch {
-            self.pages.advance(segment.seq, segment.tokens.len())?;
-        }
-        Ok(())
+        Ok(self.pages.advance_all(batch)?)
     }
 }

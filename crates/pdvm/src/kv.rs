@@ -1,4 +1,4 @@
-use crate::MachineError;
+use crate::{Batch, MachineError};
 
 /// Tokens in one page of the KV cache. Attention also splits a context at page boundaries, whatever the number of
 /// threads, so that the order of every sum, and so every bit of the result, depends on positions alone.
@@ -181,6 +181,14 @@ impl KvPages {
         sequence.reach = sequence.reach.max(sequence.len);
         debug_assert!(sequence.len <= sequence.pages.len() * PAGE_TOKENS, "advance without reserve");
         Ok(())
+    }
+
+    /// Counts all tokens of a batch as written.
+    ///
+    /// # Errors
+    /// [`KvError::Closed`].
+    pub fn advance_all(&mut self, batch: &Batch<'_>) -> Result<(), KvError> {
+        batch.iter().try_for_each(|segment| self.advance(segment.seq, segment.tokens.len()))
     }
 
     /// Forgets all tokens of a sequence from `len` on.

@@ -54,6 +54,28 @@ pub struct BatchRow {
 }
 
 impl BatchRow {
+    /// What every machine's run begins with: checks a batch and the room for its logits, takes the KV pages that it
+    /// needs and lists its tokens in `rows` (cleared first; does not allocate where `rows` has room). It ends with
+    /// [`KvPages::advance_all`].
+    ///
+    /// # Errors
+    /// Those of [`BatchRow::list`], and `logits` that are not as many as the batch asks for.
+    pub fn admit(
+        batch: &Batch<'_>,
+        vocab: usize,
+        max_batch: usize,
+        logits: &[f32],
+        kv: &mut KvPages,
+        rows: &mut Vec<BatchRow>,
+    ) -> Result<(), MachineError> {
+        let asked = batch.iter().map(Segment::logits_rows).sum::<usize>();
+        let (found, expected) = (logits.len(), asked.saturating_mul(vocab));
+        if found != expected {
+            return Err(MachineError::LogitsLength { found, expected });
+        }
+        Self::list(batch, vocab, max_batch, kv, rows).map(|_| ())
+    }
+
     /// Checks a batch, takes the KV pages that it needs and lists its tokens in `rows` (cleared first; does not
     /// allocate where `rows` has room). Returns how many rows of logits it asks for.
     ///

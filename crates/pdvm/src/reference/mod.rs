@@ -8,8 +8,8 @@ mod ops;
 
 use self::{cache::Cache, model::Model};
 use crate::{
-    Batch, BatchRow, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Op, Program, Segment,
-    Weights, lower, rope::RopeTable,
+    Batch, BatchRow, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Op, Program, Weights,
+    lower, rope::RopeTable,
 };
 
 /// The reference machine: plain f32, one thread, the executable definition of every instruction.
@@ -136,11 +136,8 @@ impl Machine for ReferenceMachine {
 
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {
         let vocab = self.program.config.vocab;
-        let expected = batch.iter().map(Segment::logits_rows).sum::<usize>().saturating_mul(vocab);
-        if logits.len() != expected {
-            return Err(MachineError::LogitsLength { found: logits.len(), expected });
-        }
-        BatchRow::list(batch, vocab, self.options.max_batch, &mut self.kv, &mut self.rows)?;
+        let max = self.options.max_batch;
+        BatchRow::admit(batch, vocab, max, logits, &mut self.kv, &mut self.rows)?;
         for i in 0..self.program.ops.len() {
             match self.program.ops[i] {
                 Op::Embed => self.embed(),
@@ -152,9 +149,6 @@ impl Machine for ReferenceMachine {
                 Op::NormHead => self.norm_head(logits),
             }
         }
-        for segment in batch {
-            self.kv.advance(segment.seq, segment.tokens.len())?;
-        }
-        Ok(())
+        Ok(self.kv.advance_all(batch)?)
     }
 }
