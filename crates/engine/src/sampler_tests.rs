@@ -233,3 +233,20 @@ fn buffers_are_taken_once() {
     }
     assert_eq!(buffers(&sampler), before);
 }
+
+/// More entries than are compared at a time, and no whole number of lanes.
+#[test]
+fn the_likeliest_of_a_large_vocabulary() {
+    let base: Vec<f32> = (0..2500).map(|i| (i % 17) as f32 - 20.0).collect();
+    let mut sampler = Sampler::new(&SamplingOptions::greedy(), base.len()).unwrap();
+    for at in [0, 15, 1023, 1024, 2047, 2496, 2499] {
+        let mut logits = base.clone();
+        logits[at] = 1.0;
+        // A tie goes to the lower token.
+        logits[2498.max(at)] = 1.0;
+        assert_eq!(sampler.sample(&logits).unwrap().token, at as u32);
+        logits[at] = f32::NAN;
+        let bad = sampler.sample(&logits).unwrap_err();
+        assert!(matches!(bad, SamplingError::Logit { token, .. } if token == at as u32), "{bad}");
+    }
+}
