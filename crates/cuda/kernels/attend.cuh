@@ -5,6 +5,7 @@
 #include "linear.cuh"
 
 constexpr int SPLIT_TOKENS = 32;     // the fewest tokens that are worth a block
+constexpr int MERGED = HEADS_A_GROUP % 4 == 0 ? 4 : HEADS_A_GROUP % 3 == 0 ? 3 : HEADS_A_GROUP % 2 == 0 ? 2 : 1;   // heads merged at a time
 constexpr float LOG2E = 1.4426950408889634f;
 
 __device__ __forceinline__ void unpack8(const u16* from, float* to) {
@@ -29,6 +30,24 @@ __device__ __forceinline__ u16* cached(const Run& run, int layer, int value, int
     return run.cache + row * HEAD_DIM;
 }
 
+// Joins what a warp's lanes hold of one head, and writes it to shared memory: the values, the largest score, the sum.
+template <int LANES> __device__ __forceinline__ void merge_warp(float most, float sum, float (&o)[8], float* to) {
+    const int part = threadIdx.x % LANES;
+#pragma unroll
+    for (int d = LANES; d < 32; d *= 2) {
+        const float other = __shfl_xor_sync(~0u, most, d), now = fmaxf(most, other);
+        const float mine = exp2f(most - now), theirs = exp2f(other - now);
+        sum = sum * mine + __shfl_xor_sync(~0u, sum, d) * theirs;
+#pragma unroll
+        for (int i = 0; i < 8; i++) o[i] = o[i] * mine + __shfl_xor_sync(~0u, o[i], d) * theirs;
+        most = now;
+    }
+    if (threadIdx.x % 32 >= LANES || part * 8 >= HEAD_DIM) return;
+    reinterpret_cast<float4*>(to)[part * 2] = make_float4(o[0], o[1], o[2], o[3]);
+    reinterpret_cast<float4*>(to)[part * 2 + 1] = make_float4(o[4], o[5], o[6], o[7]);
+    if (part == 0) { to[HEAD_DIM] = most; to[HEAD_DIM + 1] = sum; }
+}
+
 // One split of one head group. LANES lanes read one token, 8 dimensions each.
 __device__ __forceinline__ void attend_split(const Run& run, int layer, int position, int first, int head, int splits, int split, Shared& sh) {
     constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP, LANES = D <= 64 ? 8 : D <= 128 ? 16 : 32;
@@ -37,7 +56,7 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
     const int length = position + 1 - first, kv = head * HEADS / (m.heads / m.kv_heads);
     const int begin = first + (int)((i64)length * split / splits), end = first + (int)((i64)length * (split + 1) / splits);
     float* q = reinterpret_cast<float*>(sh.act);             // [HEADS][D]
-    float* merge = q + HEADS * D;                            // [WARPS][D + 2]
+    float* merge = q + HEADS * D;                            // [MERGED][WARPS][D + 4]
     const float scale = rsqrtf((float)D) * LOG2E;            // scores in powers of two
 
     const float* queries = run.q + head * HEADS * D;
@@ -89,45 +108,34 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
         }
     }
     // Merge the tokens of a warp, then the warps, then (in the last block of the head) the splits.
-    const int splits_at = (head * HEADS * splits + split) * (D + 2);
+    const int splits_at = (head * HEADS * splits + split) * (D + 2), active = min(WARPS, (end - begin + TOKENS - 1) / TOKENS);
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) {
+    for (int h = 0; h < HEADS; h += MERGED) {
+        if (h > 0) __syncthreads();
 #pragma unroll
-        for (int d = LANES; d < 32; d *= 2) {
-            const float other = __shfl_xor_sync(~0u, most[h], d), now = fmaxf(most[h], other);
-            const float mine = exp2f(most[h] - now), theirs = exp2f(other - now);
-            sum[h] = sum[h] * mine + __shfl_xor_sync(~0u, sum[h], d) * theirs;
-#pragma unroll
-            for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * mine + __shfl_xor_sync(~0u, o[h][i], d) * theirs;
-            most[h] = now;
-        }
-        if (lane < LANES && live) {
-            float* to = merge + warp * (D + 2);
-#pragma unroll
-            for (int i = 0; i < 8; i++) to[part * 8 + i] = o[h][i];
-            if (part == 0) { to[D] = most[h]; to[D + 1] = sum[h]; }
-        }
+        for (int j = 0; j < MERGED; j++) merge_warp<LANES>(most[h + j], sum[h + j], o[h + j], merge + (j * WARPS + warp) * (D + 4));
         __syncthreads();
 #pragma unroll 1
-        for (int i = threadIdx.x; i < D; i += THREADS) {
+        for (int i = threadIdx.x; i < MERGED * D; i += THREADS) {
+            const float* from = merge + i / D * WARPS * (D + 4);
             float all = -1e30f, total = 0.f, value = 0.f;
-#pragma unroll 1
-            for (int w = 0; w < WARPS; w++) all = fmaxf(all, merge[w * (D + 2) + D]);
-#pragma unroll 1
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) if (w < active) all = fmaxf(all, from[w * (D + 4) + D]);
+#pragma unroll
             for (int w = 0; w < WARPS; w++) {
-                const float weight = exp2f(merge[w * (D + 2) + D] - all);
-                total += merge[w * (D + 2) + D + 1] * weight;
-                value += merge[w * (D + 2) + i] * weight;
+                if (w >= active) continue;
+                const float weight = exp2f(from[w * (D + 4) + D] - all);
+                total += from[w * (D + 4) + D + 1] * weight;
+                value += from[w * (D + 4) + i % D] * weight;
             }
             if (splits == 1) {
                 run.a[(head * HEADS + h) * D + i] = value / total;
             } else {
-                float* to = run.partial + splits_at + h * splits * (D + 2);
-                to[i] = value;
-                if (i == 0) { to[D] = all; to[D + 1] = total; }
+                float* to = run.partial + splits_at + (h + i / D) * splits * (D + 2);
+                to[i % D] = value;
+                if (i % D == 0) { to[D] = all; to[D + 1] = total; }
             }
         }
-        __syncthreads();
     }
     if (splits == 1) return;
     if (threadIdx.x == 0) {
@@ -143,9 +151,9 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
     for (int i = threadIdx.x; i < HEADS * D; i += THREADS) {
         const float* from = run.partial + (size_t)(head * HEADS + i / D) * splits * (D + 2);
         float all = -1e30f, total = 0.f, value = 0.f;
-#pragma unroll 1
+#pragma unroll 4
         for (int s = 0; s < splits; s++) all = fmaxf(all, __ldcg(from + s * (D + 2) + D));
-#pragma unroll 1
+#pragma unroll 4
         for (int s = 0; s < splits; s++) {
             const float weight = exp2f(__ldcg(from + s * (D + 2) + D) - all);
             total += __ldcg(from + s * (D + 2) + D + 1) * weight;

@@ -7,8 +7,8 @@ extern __shared__ __align__(128) char shared_memory[];
 
 // Tokens of a tile and how the tiles are cut, as the host found them to fit the card (`src/batch/shapes.rs`).
 #ifndef SMALL_BK
-#define SMALL_BK 256
-#define SMALL_STAGES 3
+#define SMALL_BK 128
+#define SMALL_STAGES 4
 #define MIDDLE_STAGES 3
 #define LARGE_NT 16
 #define LARGE_STAGES 4
@@ -62,4 +62,6 @@ extern "C" __global__ void rope_batch(const __grid_constant__ Batch b, int layer
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) prepare_batch(const __grid_constant__ Prepare p) { prepare(p, reinterpret_cast<float*>(shared_memory)); }
+// For up to 512 columns a warp, and for the widest input, 24,576.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) prepare_narrow(const __grid_constant__ Prepare p) { prepare<1>(p, reinterpret_cast<float*>(shared_memory)); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) prepare_wide(const __grid_constant__ Prepare p) { prepare<48 / WARPS>(p, reinterpret_cast<float*>(shared_memory)); }

@@ -37,7 +37,6 @@ struct Prepare {
 static_assert(sizeof(Batch) == ABI_BATCH && sizeof(Prepare) == ABI_PREPARE, "src/batch/abi.rs does not mirror this file");
 #endif
 
-constexpr int PREPARE_CHUNKS = 48 / WARPS;   // chunks of a warp at the widest input, 24,576 columns
 constexpr float HALF_MOST = 1024.f;          // the largest activation in f16: far from infinity, and small ones keep their bits
 
 // Sum over splits of one vector of four columns.
@@ -52,18 +51,18 @@ __device__ __forceinline__ float4 add_splits(float4 v, const float* from, int sp
 
 __device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.f + __expf(-gate)) * up; }
 
-// Hadamard of all chunks: by warps, or through shared memory where its block is too wide.
-__device__ __forceinline__ void hadamard_chunks(float (&v)[PREPARE_CHUNKS][16], int cols, int block, float* shared) {
+// Hadamard of all chunks of a row: by warps, or through shared memory where its block is too wide.
+template <int CHUNKS> __device__ __forceinline__ void hadamard_chunks(float (&v)[CHUNKS][16], int cols, int block, float* shared) {
     if (block <= WARP_HADAMARD) {
 #pragma unroll
-        for (int c = 0; c < PREPARE_CHUNKS; c++) warp_hadamard(v[c], block);
+        for (int c = 0; c < CHUNKS; c++) warp_hadamard(v[c], block);
         return;
     }
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int turn = 0; turn < 2; turn++) {
         if (turn) block_hadamard(shared, cols, block);
 #pragma unroll
-        for (int c = 0; c < PREPARE_CHUNKS; c++)
+        for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 const int column = (c * WARPS + warp) * CHUNK + 128 * (i / 4) + 4 * lane + i % 4;
@@ -73,12 +72,13 @@ __device__ __forceinline__ void hadamard_chunks(float (&v)[PREPARE_CHUNKS][16], 
     }
 }
 
-__device__ __forceinline__ void prepare(const Prepare& p, float* shared) {
+// CHUNKS: chunks a warp takes.
+template <int CHUNKS> __device__ __forceinline__ void prepare(const Prepare& p, float* shared) {
     __shared__ float reduce[2 * WARPS];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = p.pick ? p.pick[blockIdx.x] : blockIdx.x;
-    float v[PREPARE_CHUNKS][16], squares = 0.f, largest = 0.f;
+    float v[CHUNKS][16], squares = 0.f, largest = 0.f;
 #pragma unroll
-    for (int c = 0; c < PREPARE_CHUNKS; c++)
+    for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const int column = (c * WARPS + warp) * CHUNK + 128 * k + 4 * lane;
@@ -101,7 +101,7 @@ __device__ __forceinline__ void prepare(const Prepare& p, float* shared) {
     if (p.hadamard) hadamard_chunks(v, p.cols, p.hadamard, shared);
     if (p.gain) {
 #pragma unroll
-        for (int c = 0; c < PREPARE_CHUNKS; c++)
+        for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 const int column = (c * WARPS + warp) * CHUNK + 128 * (i / 4) + 4 * lane + i % 4;
@@ -110,7 +110,7 @@ __device__ __forceinline__ void prepare(const Prepare& p, float* shared) {
         if (p.hadamard) hadamard_chunks(v, p.cols, p.hadamard, shared);
     }
 #pragma unroll
-    for (int c = 0; c < PREPARE_CHUNKS; c++)
+    for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
         for (int i = 0; i < 16; i++) largest = fmaxf(largest, fabsf(v[c][i]));
     for (int o = 16; o; o /= 2) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void prepare(const Prepare& p, float* shared) {
     const float step = largest > 0.f ? largest / HALF_MOST : 1.f, inverse = 1.f / step;
     if (threadIdx.x == 0) p.step[blockIdx.x] = p.norm ? step * rsqrtf(squares / p.cols + p.eps) : step;
 #pragma unroll
-    for (int c = 0; c < PREPARE_CHUNKS; c++)
+    for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const int column = (c * WARPS + warp) * CHUNK + 128 * k + 4 * lane;

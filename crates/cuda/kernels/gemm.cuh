@@ -64,6 +64,13 @@ template <int B> __device__ __forceinline__ u32 window_at(u32 low, u32 high) {
     else return B < 7 ? low << (7 - B) : low >> (B - 7);
 }
 
+// The look-up table of a block stands in shared memory as in `t8.cuh`, but for rows of 128 bytes: room for more stages.
+constexpr int GEMM_TABLE_BYTES = 256 * 32 * 4;
+
+__device__ __forceinline__ u32 entry_at(const char* table, u32 window, u32 lane4) {
+    return *reinterpret_cast<const u32*>(table + ((window & (0xffu << 7)) | lane4));
+}
+
 // Four unsigned bytes, each 128 more than a value, as two pairs of f16: 0x64uu is 1024 + u.
 __device__ __forceinline__ void to_half(u32 bytes, u32& first, u32& second) {
     first = __byte_perm(bytes, 0x64646464, 0x4140);
@@ -87,17 +94,17 @@ template <int K> __device__ __forceinline__ void decode8(const char* table, cons
     const u32 high = K > 3 ? __funnelshift_r(middle, K == 4 || K == 8 ? 0 : ring[p.word[2]], p.shift) : 0;
     u32 first, second;
     if constexpr (K <= 4) {
-        const u32 e0 = entry(table, window_at<0>(low, high), lane4), e1 = entry(table, window_at<2 * K>(low, high), lane4),
-                  e2 = entry(table, window_at<4 * K>(low, high), lane4), e3 = entry(table, window_at<6 * K>(low, high), lane4),
-                  e4 = entry(table, window_at<8 * K>(low, high), lane4);
+        const u32 e0 = entry_at(table, window_at<0>(low, high), lane4), e1 = entry_at(table, window_at<2 * K>(low, high), lane4),
+                  e2 = entry_at(table, window_at<4 * K>(low, high), lane4), e3 = entry_at(table, window_at<6 * K>(low, high), lane4),
+                  e4 = entry_at(table, window_at<8 * K>(low, high), lane4);
         // (value, low part of the next, value, low part) and (0, high part, 0, high part); byte 2 of an entry is 0.
         first = __byte_perm(e0, e1, 0x5410) + __byte_perm(e1, e2, 0x7232);
         second = __byte_perm(e2, e3, 0x5410) + __byte_perm(e3, e4, 0x7232);
     } else {
-        const u32 e0 = entry(table, window_at<0>(low, high), lane4), e1 = entry(table, window_at<K>(low, high), lane4),
-                  e2 = entry(table, window_at<2 * K>(low, high), lane4), e3 = entry(table, window_at<3 * K>(low, high), lane4),
-                  e4 = entry(table, window_at<4 * K>(low, high), lane4), e5 = entry(table, window_at<5 * K>(low, high), lane4),
-                  e6 = entry(table, window_at<6 * K>(low, high), lane4), e7 = entry(table, window_at<7 * K>(low, high), lane4);
+        const u32 e0 = entry_at(table, window_at<0>(low, high), lane4), e1 = entry_at(table, window_at<K>(low, high), lane4),
+                  e2 = entry_at(table, window_at<2 * K>(low, high), lane4), e3 = entry_at(table, window_at<3 * K>(low, high), lane4),
+                  e4 = entry_at(table, window_at<4 * K>(low, high), lane4), e5 = entry_at(table, window_at<5 * K>(low, high), lane4),
+                  e6 = entry_at(table, window_at<6 * K>(low, high), lane4), e7 = entry_at(table, window_at<7 * K>(low, high), lane4);
         first = __byte_perm(__byte_perm(e0, e1, 0x0040), __byte_perm(e2, e3, 0x0040), 0x5410);
         second = __byte_perm(__byte_perm(e4, e5, 0x0040), __byte_perm(e6, e7, 0x0040), 0x5410);
     }
@@ -161,12 +168,12 @@ template <int K, class S> __device__ __forceinline__ void multiply_stage(const c
 template <int K, class S> __device__ __forceinline__ void gemm_tile(const Gemm& g, const Matrix& m, const Work& w, char* shared) {
     const int steps = (g.cols + S::BK - 1) / S::BK;
     const int begin = (int)((i64)steps * w.split / g.splits), end = (int)((i64)steps * (w.split + 1) / g.splits);
-    const u32 stages = (u32)__cvta_generic_to_shared(shared + TABLE_BYTES);
+    const u32 stages = (u32)__cvta_generic_to_shared(shared + GEMM_TABLE_BYTES);
     for (int s = 0; s < S::STAGES - 1; s++) {
         if (begin + s < end) fetch_stage<K, S>(g, m, w, begin + s, stages + s * stage_bytes<S>());
         commit();
     }
-    fill_table(shared, g.tables + 256 * K);
+    for (int i = threadIdx.x; i < 256 * 32; i += GEMM_THREADS) reinterpret_cast<u32*>(shared)[i] = __ldg(g.tables + 256 * K + i / 32);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, t = lane % 4;
     const Place p = place<K>(t);
     float acc[S::MT][S::NT][4] = {};
@@ -176,7 +183,7 @@ template <int K, class S> __device__ __forceinline__ void gemm_tile(const Gemm& 
         const int next = slot == 0 ? S::STAGES - 1 : slot - 1;
         if (step + S::STAGES - 1 < end) fetch_stage<K, S>(g, m, w, step + S::STAGES - 1, stages + next * stage_bytes<S>());
         commit();
-        multiply_stage<K, S>(shared, shared + TABLE_BYTES + slot * stage_bytes<S>(), p, acc);
+        multiply_stage<K, S>(shared, shared + GEMM_TABLE_BYTES + slot * stage_bytes<S>(), p, acc);
         slot = slot + 1 == S::STAGES ? 0 : slot + 1;
     }
     const int rows = m.units * UNIT;

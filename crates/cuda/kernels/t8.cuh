@@ -7,8 +7,8 @@
 // word j, a dot product of the ring is two dp2a a look-up: the low half of the entry with word j, the high half with word
 // j-1. Exact, and half the look-ups. For larger K an entry is the value alone.
 //
-// The table stands 32 times in shared memory, entry e of lane l in word 32*e + l: every look-up is free of bank
-// conflicts.
+// The table stands 32 times in shared memory, entry e of lane l in word 64*e + l: every look-up is free of bank
+// conflicts, and its address is a byte of the ring above a byte of the lane's: one `prmt`.
 //
 // A tile is `tile_rows(K)` rows by one span of 32 groups, one group a lane: `tile_vectors(K)` 16-byte vectors a lane,
 // vector-major ([vector][lane]), holding the group's words of row 0, row 1, ... A unit of 8 rows is its tiles in the
@@ -30,7 +30,7 @@
 #define SLOTS 4                       // tiles of a warp on their way
 #endif
 
-constexpr int TABLE_BYTES = 256 * 32 * 4;
+constexpr int TABLE_BYTES = 256 * 64 * 4;
 
 __host__ __device__ constexpr int tile_rows(int bits) { return bits <= 6 ? 4 : 2; }
 __host__ __device__ constexpr int tile_vectors(int bits) { return tile_rows(bits) * bits / 4; }
@@ -45,15 +45,13 @@ __host__ __device__ constexpr int slot_bytes() {
 }
 constexpr int SLOT_BYTES = slot_bytes();
 
-// The eight bits from bit `bit` of the ring on, at bit 7 of the result (an entry's byte offset in the table), with
-// other bits around them.
-template <int K> __device__ __forceinline__ u32 window(const u32* ring, int bit) {
-    const int at = (bit - 7 + 32 * K) % (32 * K);
-    return __funnelshift_r(ring[at / 32], ring[(at / 32 + 1) % K], at % 32);
-}
-
-__device__ __forceinline__ u32 entry(const char* table, u32 window, u32 lane4) {
-    return *reinterpret_cast<const u32*>(table + ((window & (0xffu << 7)) | lane4));
+// The table's entry for the eight bits from bit B of the ring on. They are a byte of some word of the ring, shifted: of as
+// few shifted words as possible, for K = 3 of one for bits 6j and 6j + 24.
+template <int K, int B> __device__ __forceinline__ u32 entry(const char* table, const u32* ring, u32 lane4) {
+    constexpr int FIRST = B % 8 == 0 ? B / 32 * 32 : K != 3 ? B / 32 * 32 + B % 8 : B % 48 < 24 ? B : B - 24;
+    u32 word = ring[FIRST / 32];
+    if constexpr (FIRST % 32 != 0) word = __funnelshift_r(word, ring[(FIRST / 32 + 1) % K], FIRST % 32);
+    return *reinterpret_cast<const u32*>(table + __byte_perm(word, lane4, 0x5504 | (B - FIRST) / 8 << 4));
 }
 
 // Sums of two products of 16-bit with 8-bit numbers: of an entry's bytes 0 and 1, and of its bytes 2 and 3.
@@ -66,25 +64,23 @@ __device__ __forceinline__ int dot_high(u32 pair, u32 entry, int sum) {
     return sum;
 }
 
-// Dot product of a ring with 32 activations in pairs; a group's first weight follows its last on the ring.
-template <int K> __device__ __forceinline__ int dot_ring(const char* table, const u32* ring, const u32* act, u32 lane4) {
-    int sum = 0;
-#pragma unroll
-    for (int j = 0; j < 16; j++) {
-        const u32 even = entry(table, window<K>(ring, 2 * K * j), lane4);
-        if constexpr (K <= 4) {
-            sum = dot_high(act[(j + 15) % 16], even, dot_low(act[j], even, sum));
-        } else {
-            const u32 odd = entry(table, window<K>(ring, 2 * K * j + K), lane4);
-            sum = dot_low(act[j], __byte_perm(even, odd, 0x3340), sum);   // (even, odd, 0, 0): entries' byte 3 is 0
-        }
-    }
-    return sum;
+// What entry J of a ring adds to a dot product with 32 activations in pairs; a group's first weight follows its last on
+// the ring.
+template <int K, int J> __device__ __forceinline__ int dot_entry(const char* table, const u32* ring, const u32* act, u32 lane4, int sum) {
+    const u32 even = entry<K, 2 * K * J>(table, ring, lane4);
+    if constexpr (K <= 4) return dot_high(act[(J + 15) % 16], even, dot_low(act[J], even, sum));
+    const u32 odd = entry<K, 2 * K * J + K>(table, ring, lane4);
+    return dot_low(act[J], __byte_perm(even, odd, 0x3340), sum);   // (even, odd, 0, 0): entries' byte 3 is 0
+}
+
+template <int K, int J = 0> __device__ __forceinline__ int dot_ring(const char* table, const u32* ring, const u32* act, u32 lane4, int sum = 0) {
+    if constexpr (J == 16) return sum;
+    else return dot_ring<K, J + 1>(table, ring, act, lane4, dot_entry<K, J>(table, ring, act, lane4, sum));
 }
 
 // Copies a table of 256 entries to its 32 lanes' copies.
 __device__ __forceinline__ void fill_table(char* table, const u32* entries) {
-    for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) reinterpret_cast<u32*>(table)[i] = __ldg(entries + (i >> 5));
+    for (int i = threadIdx.x; i < 256 * 32; i += THREADS) reinterpret_cast<u32*>(table)[i / 32 * 64 + i % 32] = __ldg(entries + i / 32);
 }
 
 // The value of one weight in file order, for the embedding.

@@ -22,6 +22,9 @@ use crate::{
     plan::{Block, Plan, heads_a_group},
 };
 
+/// Up to so many tokens are run one after the other: a batch takes longer (on an H100 as long as three and a half).
+const FEW: usize = 3;
+
 /// How long a block waits for the others: far longer than any program, time slices of other processes included.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -56,9 +59,9 @@ impl Settings {
 
 /// The CUDA machine: T8 weights in tiles on one card, an f16 KV cache in pages.
 ///
-/// A run of one token multiplies by 15-bit activations in exact integer sums; its logits have the same bits whether the
-/// program runs as a persistent kernel or as a graph. A run of several tokens goes through the tensor cores in f16,
-/// and gives the same bits each time that a prompt is cut into the same runs.
+/// A token alone is multiplied as 15-bit activations in exact integer sums; its logits have the same bits whether the
+/// program runs as a persistent kernel or as a graph. A run of more than three tokens goes through the tensor cores in
+/// f16, and gives the same bits each time that a prompt is cut into the same runs.
 pub struct CudaMachine {
     program: Program,
     options: MachineOptions,
@@ -73,7 +76,7 @@ pub struct CudaMachine {
     runs: [Run; 2],
     graphs: Option<[Graph; 2]>,
     launcher: Launcher,
-    /// Runs of several tokens; `None` where no run may have them.
+    /// Runs of more than [`FEW`] tokens; `None` where none may have so many.
     batcher: Option<Batcher>,
     memory: Memory,
     /// The program and its list of matrices.
@@ -154,7 +157,7 @@ impl CudaMachine {
             warps: block.warps,
             kernels: Kernels::Decode { slots: block.slots },
         };
-        let shapes = (options.max_batch > 1).then(|| batch_shapes(&model, limit)).transpose()?;
+        let shapes = (options.max_batch > FEW).then(|| batch_shapes(&model, limit)).transpose()?;
         let (module, batch_module) = compile(target, shapes)?;
         let launcher = Launcher {
             program: module.kernel(c"run_program", block.shared)?,
@@ -278,9 +281,10 @@ impl CudaMachine {
         )))
     }
 
-    /// Runs one token, and writes its logits to `logits` where it asks for them.
-    fn decode(&mut self, row: &BatchRow, logits: &mut [f32]) -> Result<(), MachineError> {
-        self.memory.stage(row, &self.rope, self.pages.pages(row.seq)?);
+    /// Runs row `i` alone, and writes its logits to `logits`, which is empty where it asks for none.
+    fn decode(&mut self, i: usize, logits: &mut [f32]) -> Result<(), MachineError> {
+        let row = self.rows[i];
+        self.memory.stage(&row, &self.rope, self.pages.pages(row.seq)?);
         self.start(row.logits)?;
         if row.logits {
             let (count, from) = (logits.len(), self.memory.buffers.logits);
@@ -347,26 +351,23 @@ impl Machine for CudaMachine {
 
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {
         let vocab = self.program.config.vocab;
-        let asked = BatchRow::list(batch, vocab, self.options.max_batch, &mut self.pages, &mut self.rows)?;
-        if logits.len() != asked * vocab {
-            return Err(MachineError::LogitsLength { found: logits.len(), expected: asked * vocab });
-        }
+        let max = self.options.max_batch;
+        BatchRow::admit(batch, vocab, max, logits, &mut self.pages, &mut self.rows)?;
         self.device.enter()?;
-        match (&mut self.batcher, self.rows.as_slice()) {
-            (_, &[row]) => self.decode(&row, logits)?,
-            (None, _) => return Err(MachineError::BatchSize { tokens: self.rows.len(), max: 1 }),
-            (Some(batcher), rows) => {
-                let mut written = 0;
-                for rows in rows.chunks(batcher.rows()) {
-                    let logits = &mut logits[written..];
-                    written += batcher.run(&self.device, rows, &self.pages, &self.rope, logits)?;
-                }
+        let mut written = 0;
+        if self.rows.len() <= FEW {
+            for i in 0..self.rows.len() {
+                let count = if self.rows[i].logits { vocab } else { 0 };
+                self.decode(i, &mut logits[written..written + count])?;
+                written += count;
+            }
+        } else if let Some(batcher) = &mut self.batcher {
+            for rows in self.rows.chunks(batcher.rows()) {
+                let logits = &mut logits[written..];
+                written += batcher.run(&self.device, rows, &self.pages, &self.rope, logits)?;
             }
         }
-        for segment in batch {
-            self.pages.advance(segment.seq, segment.tokens.len())?;
-        }
-        Ok(())
+        Ok(self.pages.advance_all(batch)?)
     }
 }
 

@@ -169,6 +169,16 @@ pub(crate) fn heads_a_group(config: &ModelConfig) -> usize {
     (1..=group.min(8)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1)
 }
 
+/// Heads of a group that attention merges at a time: `MERGED` in `kernels/attend.cuh`.
+const fn merged(group: usize) -> usize {
+    match group {
+        4 | 8 => 4,
+        3 | 6 => 3,
+        2 => 2,
+        _ => 1,
+    }
+}
+
 impl Block {
     /// The largest block within `limit` bytes of shared memory; `None` where none fits. `grid` is how many blocks run
     /// and `slot` the bytes of the largest tile.
@@ -192,7 +202,8 @@ impl Block {
         let hadamard = most(&|i| if i.kind == Kind::Hadamard { i.hadamard as usize } else { 0 });
         let rotate = if config.tied_embeddings { config.hidden } else { 0 };
         let head = config.head_dim;
-        let attend = heads_a_group(config) * head + warps * (head + 2);
+        let group = heads_a_group(config);
+        let attend = group * head + merged(group) * warps * (head + 4);
         let act = (spans * abi::SPAN / 2).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
         let share =
             |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };

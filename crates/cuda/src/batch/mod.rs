@@ -29,6 +29,8 @@ use crate::{
 
 /// Threads of a block of attention: `FLASH_THREADS` in `kernels/flash.cuh`.
 const FLASH_THREADS: usize = 128;
+/// Columns that a warp prepares at a time: `CHUNK` in `kernels/vector.cuh`.
+const WARP_COLUMNS: usize = 512;
 /// Threads of a block that handles one token.
 const TOKEN_THREADS: usize = 256;
 
@@ -47,7 +49,8 @@ enum Step {
 
 struct Kernels {
     embed: Kernel,
-    prepare: Kernel,
+    prepare_narrow: Kernel,
+    prepare_wide: Kernel,
     rope: Kernel,
     attend: Kernel,
     gemm: [Kernel; 3],
@@ -250,10 +253,12 @@ impl Batcher {
     ) -> Result<(), MachineError> {
         let Some(prepare) = prepare else { return Ok(()) };
         let mut prepare = Prepare { splits: splits as i32, ..prepare };
+        let narrow = prepare.cols as usize <= MAX_WARPS * WARP_COLUMNS;
+        let kernel = if narrow { &self.kernels.prepare_narrow } else { &self.kernels.prepare_wide };
         let (grid, threads) = ([blocks, 1, 1], 32 * MAX_WARPS);
         let arguments = &mut [argument(&mut prepare)];
         // SAFETY: as above.
-        unsafe { self.kernels.prepare.launch(device, grid, threads, self.shared.prepare, arguments) }
+        unsafe { kernel.launch(device, grid, threads, self.shared.prepare, arguments) }
     }
 
     fn start_gemm(
@@ -313,7 +318,8 @@ impl Kernels {
         }
         Ok(Self {
             embed: module.kernel(c"embed_batch", 0)?,
-            prepare: module.kernel(c"prepare_batch", shared.prepare)?,
+            prepare_narrow: module.kernel(c"prepare_narrow", shared.prepare)?,
+            prepare_wide: module.kernel(c"prepare_wide", shared.prepare)?,
             rope: module.kernel(c"rope_batch", 0)?,
             attend: module.kernel(c"attend_batch", shared.attend)?,
             gemm,

@@ -2,10 +2,10 @@
 
 use upg_codec::Bits;
 
-use crate::abi::TABLE_BYTES;
-
 /// Rows of a block's tile: `GEMM_ROWS` in `kernels/gemm.cuh`.
 pub(crate) const ROWS: usize = 128;
+/// Bytes of the look-up table in shared memory: `GEMM_TABLE_BYTES`.
+const TABLE_BYTES: usize = 256 * 32 * 4;
 /// Threads of a block: `GEMM_THREADS`.
 pub(crate) const THREADS: usize = 256;
 /// The most columns of a stage: rows of activations are padded to whole ones.
@@ -50,7 +50,7 @@ impl Shapes {
             shapes.into_iter().find(|shape| shape.shared(bits) <= limit)
         };
         Some(Self([
-            first(&[(16, 256, 3), (16, 256, 2), (16, 128, 3), (16, 128, 2)])?,
+            first(&[(16, 128, 4), (16, 128, 3), (16, 128, 2)])?,
             first(&[(64, 128, 3), (64, 128, 2)])?,
             first(&[(256, 64, 4), (256, 64, 3), (128, 64, 4), (128, 64, 3), (128, 64, 2)])?,
         ]))
