@@ -64,7 +64,7 @@ template <int B> __device__ __forceinline__ u32 window_at(u32 low, u32 high) {
     else return B < 7 ? low << (7 - B) : low >> (B - 7);
 }
 
-// The look-up table of a block stands in shared memory as in `t8.cuh`, but for rows of 128 bytes: room for more stages.
+// The look-up table of a block stands in shared memory as in `t8.cuh`, in rows of 128 bytes: room for more stages.
 constexpr int GEMM_TABLE_BYTES = 256 * 32 * 4;
 
 __device__ __forceinline__ u32 entry_at(const char* table, u32 window, u32 lane4) {

@@ -86,7 +86,7 @@ template <int ROWS> __device__ __forceinline__ void flush(int* sums, int* acc) {
 template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, const Shared& sh, int* sums, Stream& stream) {
     constexpr int ROWS = tile_rows(K), VECTORS = tile_vectors(K);
     const int lane = threadIdx.x % 32;
-    const u32 lane4 = lane * 4;
+    const u32 lane4 = lane % COPIES * 4;
     int first, last;
     warp_tiles(tiles, first, last);
     int block = first / spans, span = first % spans;   // block of ROWS rows

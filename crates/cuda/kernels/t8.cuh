@@ -7,8 +7,9 @@
 // word j, a dot product of the ring is two dp2a a look-up: the low half of the entry with word j, the high half with word
 // j-1. Exact, and half the look-ups. For larger K an entry is the value alone.
 //
-// The table stands 32 times in shared memory, entry e of lane l in word 64*e + l: every look-up is free of bank
-// conflicts, and its address is a byte of the ring above a byte of the lane's: one `prmt`.
+// The table stands 32 times in shared memory, entry e of lane l in word l of row e, so that every look-up is free of bank
+// conflicts. Rows are of 256 bytes where there is room: then a look-up's address is a byte of the ring above a byte of
+// the lane's, one `prmt`. In rows of 128 bytes it takes a shift and an or more; in rows of 64, two lanes share a copy.
 //
 // A tile is `tile_rows(K)` rows by one span of 32 groups, one group a lane: `tile_vectors(K)` 16-byte vectors a lane,
 // vector-major ([vector][lane]), holding the group's words of row 0, row 1, ... A unit of 8 rows is its tiles in the
@@ -26,11 +27,16 @@
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
 #endif
+#ifndef TABLE_ROW
+#define TABLE_ROW 256                 // bytes of a row of the look-up table
+#endif
 #ifndef SLOTS
 #define SLOTS 4                       // tiles of a warp on their way
 #endif
 
-constexpr int TABLE_BYTES = 256 * 64 * 4;
+constexpr int TABLE_BYTES = 256 * TABLE_ROW;
+constexpr int COPIES = TABLE_ROW < 128 ? TABLE_ROW / 4 : 32;
+static_assert(TABLE_ROW == 64 || TABLE_ROW == 128 || TABLE_ROW == 256, "rows of the look-up table");
 
 __host__ __device__ constexpr int tile_rows(int bits) { return bits <= 6 ? 4 : 2; }
 __host__ __device__ constexpr int tile_vectors(int bits) { return tile_rows(bits) * bits / 4; }
@@ -51,7 +57,9 @@ template <int K, int B> __device__ __forceinline__ u32 entry(const char* table, 
     constexpr int FIRST = B % 8 == 0 ? B / 32 * 32 : K != 3 ? B / 32 * 32 + B % 8 : B % 48 < 24 ? B : B - 24;
     u32 word = ring[FIRST / 32];
     if constexpr (FIRST % 32 != 0) word = __funnelshift_r(word, ring[(FIRST / 32 + 1) % K], FIRST % 32);
-    return *reinterpret_cast<const u32*>(table + __byte_perm(word, lane4, 0x5504 | (B - FIRST) / 8 << 4));
+    constexpr int BYTE = (B - FIRST) / 8 << 4;
+    const u32 at = TABLE_ROW == 256 ? __byte_perm(word, lane4, 0x5504 | BYTE) : __byte_perm(word, 0, 0x4404 | BYTE) / (256 / TABLE_ROW) | lane4;
+    return *reinterpret_cast<const u32*>(table + at);
 }
 
 // Sums of two products of 16-bit with 8-bit numbers: of an entry's bytes 0 and 1, and of its bytes 2 and 3.
@@ -78,9 +86,10 @@ template <int K, int J = 0> __device__ __forceinline__ int dot_ring(const char* 
     else return dot_ring<K, J + 1>(table, ring, act, lane4, dot_entry<K, J>(table, ring, act, lane4, sum));
 }
 
-// Copies a table of 256 entries to its 32 lanes' copies.
+// Copies a table of 256 entries to its lanes' copies.
 __device__ __forceinline__ void fill_table(char* table, const u32* entries) {
-    for (int i = threadIdx.x; i < 256 * 32; i += THREADS) reinterpret_cast<u32*>(table)[i / 32 * 64 + i % 32] = __ldg(entries + i / 32);
+    for (int i = threadIdx.x; i < 256 * COPIES; i += THREADS)
+        reinterpret_cast<u32*>(table)[i / COPIES * (TABLE_ROW / 4) + i % COPIES] = __ldg(entries + i / COPIES);
 }
 
 // The value of one weight in file order, for the embedding.

@@ -13,8 +13,6 @@ pub(crate) const UNIT: usize = 8;
 pub(crate) const MAX_COLS: usize = 24_576;
 /// The widest Hadamard that an input's quantisation does itself.
 pub(crate) const WARP_HADAMARD: usize = 512;
-/// Bytes of the look-up table in shared memory.
-pub(crate) const TABLE_BYTES: usize = 256 * 64 * 4;
 /// Bytes of a block's share of a matrix in shared memory.
 pub(crate) const ENTRY_BYTES: usize = 16;
 /// Matrices of an instruction, at most.

@@ -29,8 +29,8 @@ const HEADERS: [Source; 9] = [
 /// Which kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernels {
-    /// One token; so many tiles of a warp are on their way.
-    Decode { slots: usize },
+    /// One token; so many tiles of a warp are on their way, and a row of the look-up table has so many bytes.
+    Decode { slots: usize, table_row: usize },
     /// Many tokens, in tiles of these shapes.
     Batch(Shapes),
 }
@@ -62,7 +62,7 @@ impl Target {
             ("WARPS", self.warps),
         ];
         let more = match self.kernels {
-            Kernels::Decode { slots } => vec![("SLOTS", slots)],
+            Kernels::Decode { slots, table_row } => vec![("SLOTS", slots), ("TABLE_ROW", table_row)],
             Kernels::Batch(shapes) => [&shapes.defines()[..], &batch::abi::defines()].concat(),
         };
         [format!("--gpu-architecture=sm_{}{suffix}", self.capability), "--std=c++17".to_owned()]
@@ -157,7 +157,7 @@ mod tests {
             heads_a_group: 4,
             head_dim: 128,
             warps: 16,
-            kernels: Kernels::Decode { slots: 4 },
+            kernels: Kernels::Decode { slots: 4, table_row: 256 },
         }
     }
 
@@ -177,13 +177,13 @@ mod tests {
         };
         // Each code on some family: a compilation takes seconds a code.
         let targets = [
-            Target { bits_used: 1 << 3, ..target(80) },
+            Target { bits_used: 1 << 3, kernels: Kernels::Decode { slots: 2, table_row: 128 }, ..target(80) },
             Target {
                 bits_used: 1 << 2 | 1 << 5,
                 heads_a_group: 1,
                 head_dim: 96,
                 warps: 8,
-                kernels: Kernels::Decode { slots: 2 },
+                kernels: Kernels::Decode { slots: 2, table_row: 64 },
                 ..target(89)
             },
             target(90),
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(key, target(90).key("13.0"));
         assert_ne!(key, target(90).key("12.9"));
         assert_ne!(key, target(80).key("13.0"));
-        let slots = Target { kernels: Kernels::Decode { slots: 3 }, ..target(90) };
+        let slots = Target { kernels: Kernels::Decode { slots: 3, table_row: 256 }, ..target(90) };
         assert_ne!(key, slots.key("13.0"));
         assert_ne!(key, batch(target(90), Bits::B4, 225 << 10).key("13.0"));
     }

@@ -26,7 +26,7 @@ pub fn read_bandwidth() -> Result<f64, MachineError> {
         heads_a_group: 1,
         head_dim: 64,
         warps: 8,
-        kernels: Kernels::Decode { slots: 2 },
+        kernels: Kernels::Decode { slots: 2, table_row: 256 },
     };
     let module = Module::load(&compile::kernels(&target).map_err(MachineError::Device)?)?;
     let kernel = module.kernel(c"read_all", 0)?;

@@ -35,6 +35,8 @@ pub struct Settings {
     pub execution: Option<Execution>,
     /// How long a block of the persistent kernel waits for the others before the run fails.
     pub patience: Duration,
+    /// Bytes of shared memory that a block may take, at most: to run the kernels of smaller cards.
+    pub shared: usize,
 }
 
 impl Settings {
@@ -53,7 +55,7 @@ impl Settings {
                 )));
             }
         };
-        Ok(Self { execution, patience: PATIENCE })
+        Ok(Self { execution, patience: PATIENCE, shared: usize::MAX })
     }
 }
 
@@ -140,6 +142,7 @@ impl CudaMachine {
         let memory = Memory::new(config, options, pages.total(), grid)?;
         let plan = Plan::new(&program, &model, &memory.buffers)?;
         let limit = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let limit = limit.min(settings.shared);
         let used = model.bits_used();
         let slot = Bits::ALL.into_iter().filter(|b| used >> b.get() & 1 == 1).map(layout::tile_bytes).max();
         // The kernels hold a few static words too.
@@ -155,7 +158,7 @@ impl CudaMachine {
             heads_a_group: heads_a_group(config),
             head_dim: config.head_dim,
             warps: block.warps,
-            kernels: Kernels::Decode { slots: block.slots },
+            kernels: Kernels::Decode { slots: block.slots, table_row: block.table_row },
         };
         let shapes = (options.max_batch > FEW).then(|| batch_shapes(&model, limit)).transpose()?;
         let (module, batch_module) = compile(target, shapes)?;

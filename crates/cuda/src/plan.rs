@@ -157,6 +157,8 @@ fn linear(kind: Kind, layer: usize, matrices: &[&Matrix], (input, out): (u64, u6
 pub(crate) struct Block {
     pub warps: usize,
     pub slots: usize,
+    /// Bytes of a row of the look-up table (see `kernels/t8.cuh`).
+    pub table_row: usize,
     pub sizes: Sizes,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
@@ -189,14 +191,21 @@ impl Block {
         slot: usize,
         limit: usize,
     ) -> Option<Self> {
-        const SHAPES: [(usize, usize); 6] =
-            [(abi::MAX_WARPS, 4), (abi::MAX_WARPS, 3), (abi::MAX_WARPS, 2), (8, 4), (8, 3), (8, 2)];
-        let blocks =
-            SHAPES.into_iter().map(|(warps, slots)| Self::new(plan, config, grid, slot, warps, slots));
-        blocks.into_iter().find(|block| block.shared <= limit)
+        // The fastest first: look-ups in few instructions, then many warps, then free of conflicts.
+        const TABLES: [(usize, usize); 5] =
+            [(256, abi::MAX_WARPS), (128, abi::MAX_WARPS), (64, abi::MAX_WARPS), (128, 8), (64, 8)];
+        let shapes = TABLES.into_iter().flat_map(|(row, warps)| [4, 3, 2].map(|slots| (row, warps, slots)));
+        let mut blocks = shapes.map(|shape| Self::new(plan, config, grid, slot, shape));
+        blocks.find(|block| block.shared <= limit)
     }
 
-    fn new(plan: &Plan, config: &ModelConfig, grid: usize, slot: usize, warps: usize, slots: usize) -> Self {
+    fn new(
+        plan: &Plan,
+        config: &ModelConfig,
+        grid: usize,
+        slot: usize,
+        (table_row, warps, slots): (usize, usize, usize),
+    ) -> Self {
         let most = |f: &dyn Fn(&Instruction) -> usize| plan.instructions.iter().map(f).max().unwrap_or(0);
         let spans = most(&|i| i.spans as usize);
         let hadamard = most(&|i| if i.kind == Kind::Hadamard { i.hadamard as usize } else { 0 });
@@ -209,11 +218,11 @@ impl Block {
             |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };
         let sums = most(&|i| share(i) * abi::UNIT * 2);
         let sizes = Sizes { entries: plan.entries.len() as i32, act_words: act as i32, sums: sums as i32 };
-        let shared = abi::TABLE_BYTES
+        let shared = 256 * table_row
             + warps * slots * (slot + 8)
             + plan.entries.len() * abi::ENTRY_BYTES
             + 2 * size_of::<Instruction>()
             + 4 * (act + 2 * warps + 4 + sums);
-        Self { warps, slots, sizes, shared }
+        Self { warps, slots, table_row, sizes, shared }
     }
 }

@@ -9,6 +9,7 @@ use upg_pdvm::{
     Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, Synthetic, UpgWeights, Weights,
     conformance::{self, tiny_models},
     rotation::SplitMix64,
+    synthetic::ten_to_one,
 };
 
 /// What an f16 cache, 15-bit and f16 activations cost tiny models.
@@ -22,7 +23,8 @@ fn make(
     execution: Execution,
     patience: Duration,
 ) -> Result<CudaMachine, MachineError> {
-    CudaMachine::with(weights, options, Settings { execution: Some(execution), patience }, &mut |_| ())
+    let settings = Settings { execution: Some(execution), patience, shared: usize::MAX };
+    CudaMachine::with(weights, options, settings, &mut |_| ())
 }
 
 /// Every code in turn, over the kinds and layers.
@@ -72,6 +74,26 @@ fn conforms_as_a_persistent_kernel_and_as_a_graph() {
         );
         println!("{}:\n{report}", execution.name());
         assert!(report.passed(), "{}:\n{report}", execution.name());
+    }
+}
+
+/// Models whose widths leave little of a smaller card's shared memory, so that all kinds of blocks come up.
+#[test]
+#[ignore = "needs an NVIDIA card"]
+fn conforms_within_the_shared_memory_of_smaller_cards() {
+    let base = models()[1].1.config().clone();
+    let tall = ModelConfig { layers: 1, mlp: 17_920, ..base };
+    let wide = [("a wide MLP", Synthetic::new(tall, ten_to_one, 60))];
+    // Of compute capability 8.9 and 12.0, 8.0, and two between.
+    for limit in [99 << 10, 120 << 10, 140 << 10, 163 << 10] {
+        let settings = Settings { execution: Some(Execution::Persistent), patience: PATIENCE, shared: limit };
+        let report = conformance::check_models(
+            &|weights, options| Ok(Box::new(CudaMachine::with(weights, options, settings, &mut |_| ())?)),
+            &wide,
+            TOLERANCE,
+        );
+        println!("{limit} bytes:\n{report}");
+        assert!(report.passed(), "{limit} bytes:\n{report}");
     }
 }
 
