@@ -34,7 +34,7 @@ def compress(
     Memory stays bounded, whatever the model's size. Ctrl-C stops; the same call goes on where it stopped.
 
     Args:
-        source: A GGUF file or a Hugging Face folder.
+        source: A GGUF file, a Hugging Face folder, or a repository on the hub, ``"hf:owner/name"``, which is fetched bit by bit.
         output: The ``.upg`` file to write.
         ratio: Times smaller than all parameters in 32-bit floats. Without ``bits`` and ``size``: 10.
         bits: Bits a weight, the whole file counted.
