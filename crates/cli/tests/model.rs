@@ -201,6 +201,17 @@ fn the_cpu_machine_says_what_the_reference_machine_says() {
     assert!(top1 + 2.0 * error >= 0.98, "top-1 {top1} ± {error}");
 }
 
+/// On adapter 0: a graphics card, or else the emulation of one that `make fixtures` installs. One prompt of 512 tokens.
+#[test]
+fn the_wgpu_machine_says_what_the_reference_machine_says() {
+    fs::write(COMPRESSED.folder().join("prose.txt"), include_str!("data/prose.txt")).unwrap();
+    let wgpu = ["eval", "model.upg", "--device", "wgpu", "--text", "prose.txt", "--json"];
+    let report = json(&[&wgpu[..], &["--against", "model.upg", "--against-device", "reference"]].concat());
+    assert_eq!(report["model"]["scored"], 510);
+    let [kl, top1] = ["kl", "top1"].map(|key| report[key]["value"].as_f64().unwrap());
+    assert!(kl < 0.001 && top1 >= 0.99, "mean KL {kl}, top-1 {top1}");
+}
+
 #[test]
 fn a_benchmark_gives_speed_and_what_limits_it() {
     let args = ["bench", "model.upg", "-p", "8", "-n", "4", "-r", "1"];

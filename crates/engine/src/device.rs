@@ -4,14 +4,15 @@ use upg_codec::Isa;
 use upg_cpu::{CpuMachine, limits};
 use upg_cuda::CudaMachine;
 use upg_pdvm::{KvKind, Machine, MachineOptions, ReferenceMachine, Weights};
+use upg_wgpu::WgpuMachine;
 
 use crate::EngineError;
 
 /// A device that a model can run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// What [`make`] calls it: `cpu`, `reference`, …
-    pub name: &'static str,
+    /// What [`make`] calls it: `cpu`, `wgpu:0`, …
+    pub name: String,
     /// What it is, for people: processor, instruction set, memory.
     pub detail: String,
 }
@@ -21,49 +22,82 @@ struct Device {
     name: &'static str,
     /// How it keeps keys and values unless told otherwise.
     kv: KvKind,
-    detail: fn() -> String,
+    detail: Detail,
     /// Whether this computer has one: what `auto` goes by.
     present: fn() -> bool,
     make: Make,
-    limits: fn(Option<usize>) -> Result<Option<Limits>, EngineError>,
+    limits: fn(usize, Option<usize>) -> Result<Option<Limits>, EngineError>,
 }
 
-type Make = fn(&dyn Weights, &MachineOptions, &mut dyn FnMut(f32)) -> Result<Box<dyn Machine>, EngineError>;
+/// What a kind of machine is on this computer, for people.
+enum Detail {
+    /// There is one.
+    One(fn() -> String),
+    /// There are several: `wgpu` is the first, `wgpu:N` the one of that number. Where there are none, why.
+    Numbered(fn() -> Result<Vec<String>, String>),
+}
 
-/// Every kind of machine; `auto` takes the first that is present. A new one is a line here.
+/// Makes the machine on the device of that number.
+type Make =
+    fn(usize, &dyn Weights, &MachineOptions, &mut dyn FnMut(f32)) -> Result<Box<dyn Machine>, EngineError>;
+
+/// Every kind of machine; `auto` takes the first that is present. A new one is an entry here.
 const DEVICES: &[Device] = &[
     Device {
         name: "cuda",
         kv: KvKind::F16,
-        detail: || upg_cuda::describe().unwrap_or_else(|error| error),
+        detail: Detail::One(|| upg_cuda::describe().unwrap_or_else(|error| error)),
         present: upg_cuda::is_available,
         make: make_cuda,
-        limits: |_| cuda_limits(),
+        limits: |_, _| cuda_limits(),
+    },
+    Device {
+        name: "wgpu",
+        kv: KvKind::F16,
+        detail: Detail::Numbered(wgpu_detail),
+        // A processor's emulation of one is slower than the processor itself.
+        present: upg_wgpu::is_available,
+        make: make_wgpu,
+        limits: |adapter, _| wgpu_limits(adapter),
     },
     Device {
         name: "cpu",
         kv: KvKind::F16,
-        detail: cpu_detail,
+        detail: Detail::One(cpu_detail),
         present: || true,
         make: make_cpu,
-        limits: cpu_limits,
+        limits: |_, threads| cpu_limits(threads),
     },
     Device {
         name: "reference",
         kv: KvKind::F32,
-        detail: || "plain 32-bit arithmetic on one thread: slow, the definition of every instruction".into(),
+        detail: Detail::One(|| {
+            "plain 32-bit arithmetic on one thread: slow, the definition of every instruction".into()
+        }),
         present: || true,
         make: make_reference,
-        limits: |_| Ok(None),
+        limits: |_, _| Ok(None),
     },
 ];
 
 /// Every device of this computer, the one that `auto` picks first.
 pub fn devices() -> Vec<DeviceInfo> {
-    DEVICES.iter().map(|device| DeviceInfo { name: device.name, detail: (device.detail)() }).collect()
+    let info = |name: String, detail: String| DeviceInfo { name, detail };
+    let list = |device: &Device| match device.detail {
+        Detail::One(detail) => vec![info(device.name.into(), detail())],
+        Detail::Numbered(details) => match details() {
+            Err(why) => vec![info(device.name.into(), why)],
+            Ok(details) => {
+                let numbered = details.into_iter().enumerate();
+                numbered.map(|(n, detail)| info(format!("{}:{n}", device.name), detail)).collect()
+            }
+        },
+    };
+    DEVICES.iter().flat_map(list).collect()
 }
 
-/// Loads a model on the device `name`, which is `auto` or one of [`devices`]' names. `progress` gets the fraction
+/// Loads a model on the device `name`, which is `auto` or one of [`devices`]' names, their number left out or not.
+/// `progress` gets the fraction
 /// done, 0 to 1.
 ///
 /// # Errors
@@ -74,7 +108,8 @@ pub fn make(
     options: &MachineOptions,
     progress: &mut dyn FnMut(f32),
 ) -> Result<Box<dyn Machine>, EngineError> {
-    (find(name)?.make)(weights, options, progress)
+    let (device, number) = find(name)?;
+    (device.make)(number, weights, options, progress)
 }
 
 /// How a device keeps keys and values unless told otherwise.
@@ -82,7 +117,7 @@ pub fn make(
 /// # Errors
 /// [`EngineError::UnknownDevice`].
 pub fn usual_kv(name: &str) -> Result<KvKind, EngineError> {
-    Ok(find(name)?.kv)
+    Ok(find(name)?.0.kv)
 }
 
 /// What a device can do at the very most, measured on it.
@@ -102,13 +137,20 @@ pub struct Limits {
 /// # Errors
 /// [`EngineError::UnknownDevice`], and whatever the machine refuses.
 pub fn limits(name: &str, threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
-    (find(name)?.limits)(threads)
+    let (device, number) = find(name)?;
+    (device.limits)(number, threads)
 }
 
-fn find(name: &str) -> Result<&'static Device, EngineError> {
-    let found = match name {
-        "auto" => DEVICES.iter().find(|device| (device.present)()),
-        _ => DEVICES.iter().find(|device| device.name == name),
+/// A kind of machine, and the number of the device that is asked for.
+fn find(name: &str) -> Result<(&'static Device, usize), EngineError> {
+    let numbered = |device: &&Device| matches!(device.detail, Detail::Numbered(_));
+    let found = match name.split_once(':') {
+        None if name == "auto" => DEVICES.iter().find(|device| (device.present)()).map(|device| (device, 0)),
+        None => DEVICES.iter().find(|device| device.name == name).map(|device| (device, 0)),
+        Some((kind, number)) => {
+            let device = DEVICES.iter().filter(numbered).find(|device| device.name == kind);
+            device.zip(number.parse().ok())
+        }
     };
     found.ok_or_else(|| {
         let known: Vec<&str> = std::iter::once("auto").chain(DEVICES.iter().map(|d| d.name)).collect();
@@ -125,6 +167,7 @@ fn cpu_detail() -> String {
 }
 
 fn make_cpu(
+    _: usize,
     weights: &dyn Weights,
     options: &MachineOptions,
     progress: &mut dyn FnMut(f32),
@@ -143,6 +186,7 @@ fn cpu_limits(threads: Option<usize>) -> Result<Option<Limits>, EngineError> {
 }
 
 fn make_cuda(
+    _: usize,
     weights: &dyn Weights,
     options: &MachineOptions,
     progress: &mut dyn FnMut(f32),
@@ -155,7 +199,31 @@ fn cuda_limits() -> Result<Option<Limits>, EngineError> {
     Ok(Some(Limits { read_gb_s, kernel_gw_s: None, multiply_gmac_s: None }))
 }
 
+fn wgpu_detail() -> Result<Vec<String>, String> {
+    let adapters = upg_wgpu::adapters();
+    if adapters.is_empty() {
+        Err(upg_wgpu::NO_ADAPTER.into())
+    } else {
+        Ok(adapters.into_iter().map(|a| a.detail).collect())
+    }
+}
+
+fn make_wgpu(
+    adapter: usize,
+    weights: &dyn Weights,
+    options: &MachineOptions,
+    progress: &mut dyn FnMut(f32),
+) -> Result<Box<dyn Machine>, EngineError> {
+    Ok(Box::new(WgpuMachine::new(weights, options, adapter, progress)?))
+}
+
+fn wgpu_limits(adapter: usize) -> Result<Option<Limits>, EngineError> {
+    let read_gb_s = upg_wgpu::read_bandwidth(adapter)?;
+    Ok(Some(Limits { read_gb_s, kernel_gw_s: None, multiply_gmac_s: None }))
+}
+
 fn make_reference(
+    _: usize,
     weights: &dyn Weights,
     options: &MachineOptions,
     progress: &mut dyn FnMut(f32),
@@ -172,13 +240,28 @@ mod tests {
     #[test]
     fn an_unknown_device_is_refused_with_the_known_ones() {
         let message = limits("gpu9", None).unwrap_err().to_string();
-        assert_eq!(message, "there is no device \"gpu9\": known devices are auto, cuda, cpu, reference");
+        assert_eq!(
+            message,
+            "there is no device \"gpu9\": known devices are auto, cuda, wgpu, cpu, reference"
+        );
     }
 
     #[test]
     fn auto_is_the_first_device_that_is_present() {
-        let first = if upg_cuda::is_available() { "cuda" } else { "cpu" };
-        assert_eq!(find("auto").unwrap().name, first);
+        let first = if upg_cuda::is_available() {
+            "cuda"
+        } else if upg_wgpu::is_available() {
+            "wgpu"
+        } else {
+            "cpu"
+        };
+        assert_eq!(find("auto").unwrap().0.name, first);
         assert_eq!(usual_kv("reference").unwrap(), KvKind::F32);
+    }
+    #[test]
+    fn devices_of_which_there_are_several_have_numbers() {
+        let (device, number) = find("wgpu:3").unwrap();
+        assert_eq!((device.name, number), ("wgpu", 3));
+        assert!(find("cpu:0").is_err() && find("wgpu:").is_err() && find("wgpu:x").is_err());
     }
 }

@@ -10,7 +10,8 @@ use crate::{printer::Printer, units::table};
 #[command(after_help = "\
 Examples:
   upg devices
-  upg run model.upg --device cpu --threads 4")]
+  upg run model.upg --device cpu --threads 4
+  upg run model.upg --device wgpu:1")]
 pub struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
@@ -25,7 +26,6 @@ pub fn run(args: DevicesArgs, printer: &Printer) -> anyhow::Result<()> {
             devices.iter().map(|device| json!({"name": device.name, "detail": device.detail})).collect();
         return printer.json(&list);
     }
-    let rows: Vec<_> =
-        devices.into_iter().map(|device| vec![device.name.to_owned(), device.detail]).collect();
+    let rows: Vec<_> = devices.into_iter().map(|device| vec![device.name, device.detail]).collect();
     Ok(printer.answer(table(&["device", "what it is"], &rows, 2).trim_end())?)
 }

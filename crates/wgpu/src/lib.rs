@@ -1,0 +1,26 @@
+//! The wgpu machine: the program as WGSL, for Metal, Vulkan and DX12.
+//!
+//! - `shaders/*.wgsl` are the instructions; `shaders.rs` writes a model's shapes and decoders into them;
+//! - `tile` says which rows a workgroup takes and what becomes of them;
+//! - `code` writes the decoders of T8 out, a text for each number of bits;
+//! - `layout` and `load` bring weights to the device, in quads of rows, split where a binding is too small;
+//! - `plan` turns the program into dispatches: six a layer.
+
+mod adapter;
+mod code;
+mod gpu;
+mod layout;
+mod limits;
+mod load;
+mod machine;
+#[cfg(test)]
+mod metal_tests;
+mod plan;
+mod shaders;
+mod step;
+mod tile;
+
+pub use adapter::{AdapterDescription, NO_ADAPTER, adapters, is_available};
+pub use gpu::Tuning;
+pub use limits::read_bandwidth;
+pub use machine::WgpuMachine;

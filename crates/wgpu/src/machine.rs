@@ -1,0 +1,267 @@
+use std::time::{Duration, Instant};
+
+use upg_format::ModelConfig;
+use upg_pdvm::{
+    Batch, BatchRow, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program, Segment,
+    Weights, lower, rope::RopeTable,
+};
+
+use crate::{
+    gpu::{Gpu, Tuning},
+    load::Model,
+    plan::{LOGITS, Lowering, Memory, Plan, Shape, kv_token_bytes},
+    shaders::Shaders,
+    step::{Step, StepLayout},
+};
+
+/// Tokens of one submission: a larger batch is several.
+const TOKENS: usize = 512;
+
+/// The wgpu machine: T8 weights in quads of rows on one adapter, 32-bit float activations and sums, an f16 KV cache in
+/// pages. The program is a list of dispatches; batches of a few tokens decode weights for each token, larger ones
+/// once for up to 64.
+pub struct WgpuMachine {
+    program: Program,
+    options: MachineOptions,
+    info: MachineInfo,
+    pages: KvPages,
+    rope: RopeTable,
+    rows: Vec<BatchRow>,
+    step: Step,
+    /// Tokens that attention takes together.
+    block_tokens: usize,
+    plan: Plan,
+    /// Of the last submission.
+    shape: Shape,
+    memory: Memory,
+    /// Commands of one token, encoded while the device worked on the last.
+    prepared: Option<(Shape, wgpu::CommandBuffer)>,
+    /// Spent encoding and submitting.
+    host_time: Duration,
+    _model: Model,
+    gpu: Gpu,
+}
+
+impl WgpuMachine {
+    /// Loads `weights` on the adapter of number `adapter` in [`crate::adapters`]; `progress` is told the fraction done,
+    /// from 0 to 1.
+    ///
+    /// # Errors
+    /// Without such an adapter; for a model or options that the machine cannot run; where the adapter's limits or memory
+    /// do not suffice. Each message ends with the remedy.
+    pub fn new(
+        weights: &dyn Weights,
+        options: &MachineOptions,
+        adapter: usize,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self, MachineError> {
+        Self::with(weights, options, adapter, Tuning::default(), progress)
+    }
+
+    /// Loads with shaders made as told.
+    ///
+    /// # Errors
+    /// As [`WgpuMachine::new`].
+    pub fn with(
+        weights: &dyn Weights,
+        options: &MachineOptions,
+        adapter: usize,
+        tuning: Tuning,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self, MachineError> {
+        let config = weights.config();
+        let invalid = |e| MachineError::Unsupported(format!("{e}: verify the model file and fetch it anew"));
+        config.validate().map_err(invalid)?;
+        options.validate(config)?;
+        check(config, options)?;
+        let gpu = Gpu::open(adapter, tuning)?;
+        progress(0.0);
+        let step = Step::new(StepLayout::new(config, options, options.max_batch.min(TOKENS)));
+        let pages = KvPages::new(options.context, options.sequences);
+        // What fails for want of memory fails before the weights take their time.
+        let memory = Memory::new(&gpu, config, &step, pages.total())?;
+        let model = Model::load(&gpu, weights, progress)?;
+        let shaders = Shaders::new(config, gpu.target, &step.layout);
+        let program = lower(config);
+        let lowering = Lowering { gpu: &gpu, model: &model, memory: &memory, shaders: &shaders, config };
+        let plan = lowering.plan(&program)?;
+        gpu.wait()?;
+        let info = MachineInfo {
+            name: "wgpu",
+            detail: format!("{}; {} dispatches a token", gpu.detail, plan.dispatches()),
+            weight_bytes: model.bytes_per_token(config),
+            kv_bytes_per_token: kv_token_bytes(config) * config.layers as u64,
+        };
+        Ok(Self {
+            program,
+            options: options.clone(),
+            info,
+            pages,
+            rope: RopeTable::new(config),
+            rows: Vec::with_capacity(options.max_batch),
+            step,
+            block_tokens: shaders.block_tokens(),
+            plan,
+            shape: Shape::new(1, 1),
+            memory,
+            prepared: None,
+            host_time: Duration::ZERO,
+            _model: model,
+            gpu,
+        })
+    }
+
+    /// Time that the processor has spent encoding and submitting so far.
+    pub fn host_time(&self) -> Duration {
+        self.host_time
+    }
+
+    /// Labels of the different dispatches of the last batch, with the time of each when run `turns` times in a row.
+    /// For measuring: the sequences' contents are worth nothing afterwards.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn profile(&mut self, turns: u32) -> Result<Vec<(String, Duration)>, MachineError> {
+        let mut times = vec![];
+        for (label, record) in self.plan.each(self.shape) {
+            let mut encoder =
+                self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                (0..turns).for_each(|_| record(&mut pass));
+            }
+            let commands = encoder.finish();
+            let start = Instant::now();
+            self.gpu.queue.submit([commands]);
+            self.gpu.wait()?;
+            times.push((label.to_owned(), start.elapsed() / turns));
+        }
+        Ok(times)
+    }
+
+    /// Runs rows `first..last` of the batch and writes their logits to the front of `logits`; returns how many numbers.
+    fn run_rows(&mut self, first: usize, last: usize, logits: &mut [f32]) -> Result<usize, MachineError> {
+        let rows = &self.rows[first..last];
+        let wanted: Vec<usize> = (0..rows.len()).filter(|n| rows[*n].logits).collect();
+        let longest = rows.iter().map(|row| row.position + 1).max().unwrap_or(1);
+        let mut shape = Shape::new(rows.len(), longest);
+        self.step.stage(rows, shape.splits, &self.pages, &self.rope)?;
+        shape.tiles = self.step.stage_tiles(rows, self.block_tokens);
+        let vocab = self.program.config.vocab;
+        let mut wanted = wanted.chunks(LOGITS);
+        let mut written = 0;
+        let mut body = true;
+        loop {
+            let chunk = wanted.next().unwrap_or_default();
+            if chunk.is_empty() && !body {
+                return Ok(written);
+            }
+            shape.logits = chunk.len();
+            self.step.stage_logits(chunk);
+            let out = &mut logits[written..written + chunk.len() * vocab];
+            self.submit(shape, body, out)?;
+            written += out.len();
+            body = false;
+        }
+    }
+
+    /// Submits the body, where asked for, and the head for the rows of logits that are staged; waits for these.
+    fn submit(&mut self, shape: Shape, body: bool, logits: &mut [f32]) -> Result<(), MachineError> {
+        self.gpu.alive()?;
+        self.shape = shape;
+        let start = Instant::now();
+        let commands = match self.prepared.take() {
+            Some((prepared, commands)) if body && prepared == shape => commands,
+            _ => self.encode(shape, body),
+        };
+        let queue = &self.gpu.queue;
+        queue.write_buffer(&self.memory.step, 0, bytemuck::cast_slice(self.step.used(shape.tokens)));
+        queue.submit([commands]);
+        if shape.tokens == 1 {
+            // While the device works: the next token's commands are most likely the same.
+            self.prepared = Some((shape, self.encode(shape, true)));
+        }
+        self.host_time += start.elapsed();
+        if logits.is_empty() { self.gpu.wait() } else { self.gpu.read(&self.memory.staging, logits) }
+    }
+
+    /// The commands of a batch of this shape, or of its head alone.
+    fn encode(&self, shape: Shape, body: bool) -> wgpu::CommandBuffer {
+        let mut encoder =
+            self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            if body {
+                self.plan.record_body(&mut pass, shape);
+            }
+            if shape.logits > 0 {
+                self.plan.record_head(&mut pass, shape);
+            }
+        }
+        if shape.logits > 0 {
+            let bytes = (shape.logits * self.program.config.vocab * size_of::<f32>()) as u64;
+            encoder.copy_buffer_to_buffer(&self.memory.logits, 0, &self.memory.staging, 0, bytes);
+        }
+        encoder.finish()
+    }
+}
+
+impl Machine for WgpuMachine {
+    fn info(&self) -> MachineInfo {
+        self.info.clone()
+    }
+
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn options(&self) -> &MachineOptions {
+        &self.options
+    }
+
+    fn kv(&self) -> &KvPages {
+        &self.pages
+    }
+
+    fn kv_mut(&mut self) -> &mut KvPages {
+        &mut self.pages
+    }
+
+    fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {
+        let vocab = self.program.config.vocab;
+        let expected = batch.iter().map(Segment::logits_rows).sum::<usize>().saturating_mul(vocab);
+        if logits.len() != expected {
+            return Err(MachineError::LogitsLength { found: logits.len(), expected });
+        }
+        BatchRow::list(batch, vocab, self.options.max_batch, &mut self.pages, &mut self.rows)?;
+        let mut written = 0;
+        for first in (0..self.rows.len()).step_by(TOKENS) {
+            let last = (first + TOKENS).min(self.rows.len());
+            written += self.run_rows(first, last, &mut logits[written..])?;
+        }
+        for segment in batch {
+            self.pages.advance(segment.seq, segment.tokens.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what the shaders cannot run.
+fn check(config: &ModelConfig, options: &MachineOptions) -> Result<(), MachineError> {
+    let refuse = |what: String| {
+        Err(MachineError::Unsupported(format!("the wgpu machine cannot run this: {what}; use --device cpu")))
+    };
+    if options.kv != KvKind::F16 {
+        return refuse("it keeps keys and values in f16 only, and another kind was asked for".into());
+    }
+    if !config.head_dim.is_multiple_of(4) || config.head_dim > 256 {
+        return refuse(format!("head_dim is {}, not a multiple of 4 up to 256", config.head_dim));
+    }
+    // A Hadamard's block stands in 32 KiB of workgroup memory.
+    for (name, width) in [("hidden", config.hidden), ("mlp", config.mlp)] {
+        if config.rotation.is_some() && upg_pdvm::rotation::block(width) > 8192 {
+            return refuse(format!("the rotation of {name} ({width}) has blocks of more than 8192"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! No Apple computer runs these tests: what can be checked without one is. Every shader is lowered to Metal's language as
+//! wgpu does it, and held to Metal's limits.
+
+use naga::{
+    AddressSpace,
+    back::msl,
+    proc::Layouter,
+    valid::{Capabilities, ModuleInfo, ValidationFlags, Validator},
+};
+use upg_codec::Bits;
+use upg_format::ModelConfig;
+use upg_pdvm::{MachineOptions, Weights as _, conformance::tiny_models, synthetic};
+
+use crate::{
+    code::{Arithmetic, Code},
+    shaders::{Input, Linear, Output, Shader, Shaders, Target},
+    step::StepLayout,
+};
+
+/// Of every Metal GPU: Apple's feature set tables.
+const THREADGROUP_BYTES: u32 = 32 << 10;
+/// Storage buffers that wgpu promises on every Metal version.
+const BUFFERS: usize = 8;
+/// Metal 2.4 is macOS 12's, the oldest that wgpu's users meet; 4.0 the newest that wgpu targets.
+const VERSIONS: [(u8, u8); 5] = [(2, 4), (3, 0), (3, 1), (3, 2), (4, 0)];
+
+/// Every shader of a model of this configuration whose matrices have these codes in turn.
+fn shaders(config: &ModelConfig, target: Target, codes: &[Code]) -> Vec<Shader> {
+    let options = MachineOptions { context: 168.min(config.context), sequences: 3, ..Default::default() };
+    let shaders = Shaders::new(config, target, &StepLayout::new(config, &options, 64));
+    let code = |i: usize| codes[i % codes.len()];
+    let linear = |cols, rows: &[usize], input, output| Linear {
+        cols,
+        matrices: rows.iter().enumerate().map(|(i, rows)| (code(i), *rows)).collect(),
+        part: (0, rows[0]),
+        input,
+        output,
+    };
+    let ModelConfig { hidden, mlp, vocab, .. } = *config;
+    let (q, kv) = (config.q_width(), config.kv_width());
+    let linears = [
+        linear(hidden, &[q, kv, kv], Input::Norm, Output::Qkv { biases: config.qkv_bias }),
+        linear(q, &[hidden], Input::Attend, Output::Add),
+        linear(hidden, &[mlp, mlp], Input::Norm, Output::SwiGlu),
+        linear(mlp, &[hidden], Input::Plain, Output::Add),
+        linear(hidden, &[vocab], Input::Plain, Output::Logits),
+    ];
+    let mut all = vec![
+        shaders.embed(code(0), 0, vocab),
+        shaders.attend(),
+        shaders.attend_block(),
+        shaders.head_input(),
+    ];
+    all.extend(shaders.mlp_hadamard());
+    for linear in &linears {
+        all.extend([shaders.gemv(linear), shaders.gemm(linear), shaders.plain(linear)]);
+    }
+    all
+}
+
+/// Parses and validates a shader, for adapters with subgroups and packed f16 and nothing else: 64-bit types are refused.
+fn validate(shader: &Shader) -> (naga::Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(&shader.source)
+        .unwrap_or_else(|error| panic!("{}: {}", shader.label, error.emit_to_string(&shader.source)));
+    let info = Validator::new(
+        ValidationFlags::all(),
+        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+    )
+    .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+    .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+    .validate(&module)
+    .unwrap_or_else(|error| panic!("{}: {}", shader.label, error.emit_to_string(&shader.source)));
+    (module, info)
+}
+
+fn threadgroup_bytes(module: &naga::Module) -> u32 {
+    let mut layouter = Layouter::default();
+    layouter.update(module.to_ctx()).expect("sizes of types");
+    let shared = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
+    shared.map(|(_, v)| layouter[v.ty].size.next_multiple_of(16)).sum()
+}
+
+/// Lowers to Metal's language with wgpu's bindings: buffer i in slot i, sizes of arrays behind them.
+fn lower(module: &naga::Module, info: &ModuleInfo, shader: &Shader, version: (u8, u8)) -> String {
+    let mut resources = msl::EntryPointResources::default();
+    for (binding, writes) in shader.writes.iter().enumerate() {
+        resources.resources.insert(
+            naga::ResourceBinding { group: 0, binding: binding as u32 },
+            msl::BindTarget { buffer: Some(binding as u8), mutable: *writes, ..Default::default() },
+        );
+    }
+    resources.sizes_buffer = Some(shader.writes.len() as u8);
+    let options = msl::Options {
+        lang_version: version,
+        per_entry_point_map: [("main".to_owned(), resources)].into(),
+        fake_missing_bindings: false,
+        zero_initialize_workgroup_memory: false,
+        force_loop_bounding: false,
+        ..Default::default()
+    };
+    let (text, translated) = msl::write_string(module, info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|error| panic!("{} for Metal {version:?}: {error}", shader.label));
+    assert!(translated.entry_point_names.iter().all(Result::is_ok), "{}: {translated:?}", shader.label);
+    text
+}
+
+#[test]
+fn every_shader_lowers_to_metal_within_its_limits() {
+    let all_codes: Vec<Code> = Bits::ALL.map(Code::T8).into_iter().chain([Code::F32]).collect();
+    let metal = Target {
+        smallest_subgroup: Some(4),
+        arithmetic: Arithmetic::Float,
+        copies: 16,
+        quads: 4,
+        plain: false,
+    };
+    let targets = [
+        metal,
+        Target { smallest_subgroup: None, ..metal },
+        Target { arithmetic: Arithmetic::Packed, ..metal },
+    ];
+    let mut configs: Vec<ModelConfig> = tiny_models().iter().map(|(_, m)| m.config().clone()).collect();
+    configs.extend([synthetic::phi4(), ModelConfig { tied_embeddings: true, ..synthetic::phi4() }]);
+    let mut lowered = 0;
+    for (i, config) in configs.iter().enumerate() {
+        // Every code alone and different ones together, each with some configuration.
+        let codes = [&all_codes[i % all_codes.len()..][..1], &all_codes[i % 5..][..3]];
+        for (target, codes) in targets.iter().flat_map(|target| codes.map(|codes| (target, codes))) {
+            for shader in shaders(config, *target, codes) {
+                let (module, info) = validate(&shader);
+                let bytes = threadgroup_bytes(&module);
+                assert!(bytes <= THREADGROUP_BYTES, "{}: {bytes} bytes of threadgroup memory", shader.label);
+                assert!(shader.writes.len() <= BUFFERS, "{}: {} buffers", shader.label, shader.writes.len());
+                let version = VERSIONS[lowered % VERSIONS.len()];
+                let text = lower(&module, &info, &shader, version);
+                assert!(text.contains("kernel void") && !text.contains("double"), "{}", shader.label);
+                lowered += 1;
+            }
+        }
+    }
+    assert!(lowered > 1000, "{lowered} shaders");
+}

@@ -1,0 +1,387 @@
+//! The program as dispatches: a compiled shader, its buffers, and how many workgroups a batch needs.
+
+use std::collections::HashSet;
+
+use upg_format::{ModelConfig, TensorKind};
+use upg_pdvm::{MachineError, Op, PAGE_TOKENS, Program};
+
+use crate::{
+    gpu::{Gpu, Pipeline},
+    load::{Matrix, Model},
+    shaders::{GEMM_TILE, Input, Linear, Output, Shader, Shaders},
+    step::Step,
+};
+
+/// Batches of up to this many tokens are multiplied token by token, weights decoded for each.
+pub(crate) const FEW: usize = 4;
+/// Rows of logits that are computed at a time.
+pub(crate) const LOGITS: usize = 64;
+/// The most splits of a context.
+const MOST_SPLITS: usize = 8;
+
+/// Buffers that dispatches pass numbers in; a row a token.
+pub(crate) struct Memory {
+    pub step: wgpu::Buffer,
+    /// Residual stream.
+    x: wgpu::Buffer,
+    /// Queries.
+    q: wgpu::Buffer,
+    /// Attention's output, a row a token and split of the context.
+    partial: wgpu::Buffer,
+    /// What the splits' outputs are joined by.
+    weights: wgpu::Buffer,
+    /// Inside of the MLP.
+    h: wgpu::Buffer,
+    /// What goes into the head.
+    rows: wgpu::Buffer,
+    pub logits: wgpu::Buffer,
+    /// The logits where the host can read them.
+    pub staging: wgpu::Buffer,
+    /// Keys and values of each layer.
+    caches: Vec<wgpu::Buffer>,
+}
+
+/// Bytes that one token adds to one layer's cache.
+pub(crate) fn kv_token_bytes(config: &ModelConfig) -> u64 {
+    2 * 2 * config.kv_width() as u64
+}
+
+impl Memory {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        config: &ModelConfig,
+        step: &Step,
+        pages: usize,
+    ) -> Result<Self, MachineError> {
+        let tokens = step.layout.tokens as u64;
+        let floats = |label: &str, rows: u64, width: usize| gpu.storage(label, 4 * rows * width as u64);
+        let partials = tokens.max((FEW * MOST_SPLITS) as u64);
+        let cache = (pages * PAGE_TOKENS) as u64 * kv_token_bytes(config);
+        let logits = tokens.min(LOGITS as u64);
+        let label = |layer| format!("the KV cache of layer {layer}");
+        Ok(Self {
+            step: gpu.upload("the step", step.all())?,
+            x: floats("activations", tokens, config.hidden)?,
+            q: floats("queries", tokens, config.q_width())?,
+            partial: floats("attention's output", partials, config.q_width())?,
+            weights: floats("attention's sums", partials, 2 * config.heads)?,
+            h: floats("activations of the MLP", tokens, config.mlp)?,
+            rows: floats("the head's input", logits, config.hidden)?,
+            logits: floats("logits", logits, config.vocab)?,
+            staging: gpu.buffer(
+                "logits for the host",
+                4 * logits * config.vocab as u64,
+                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            )?,
+            caches: (0..config.layers).map(|l| gpu.storage(&label(l), cache)).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// What the numbers of workgroups depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Tokens of the batch.
+    pub tokens: usize,
+    /// Splits of the context.
+    pub splits: usize,
+    /// Tiles of tokens that attention takes together.
+    pub tiles: usize,
+    /// Rows of logits.
+    pub logits: usize,
+}
+
+impl Shape {
+    /// How a batch of `tokens` tokens whose longest context has `length` tokens is run.
+    pub(crate) fn new(tokens: usize, length: usize) -> Self {
+        let pages = length.div_ceil(PAGE_TOKENS).max(1);
+        // Rounded down to a power of two: a shape in use stays in use.
+        let splits = if tokens <= FEW { 1 << pages.min(MOST_SPLITS).ilog2() } else { 1 };
+        Self { tokens, splits, tiles: 0, logits: 0 }
+    }
+}
+
+/// How many workgroups.
+#[derive(Clone, Copy, Debug)]
+enum Grid {
+    /// So many a token.
+    Tokens(usize),
+    /// So many a tile of tokens.
+    Tiles(usize),
+    /// So many a split of the context and token.
+    Splits(usize),
+    /// So many a tile of attention.
+    Blocks(usize),
+}
+
+/// A shader with its buffers.
+struct Dispatch {
+    label: String,
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
+    grid: Grid,
+}
+
+impl Dispatch {
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape) {
+        let [x, y, z] = match self.grid {
+            Grid::Tokens(n) => [n, tokens, 1],
+            Grid::Tiles(n) => [n, tokens.div_ceil(GEMM_TILE), 1],
+            Grid::Splits(n) => [n, shape.splits, tokens],
+            Grid::Blocks(n) => [n, shape.tiles, 1],
+        };
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        pass.dispatch_workgroups(x as u32, y as u32, z as u32);
+    }
+}
+
+/// One step of the program: the dispatch for few tokens and, where that is another, the one for many.
+struct Work {
+    few: Dispatch,
+    many: Option<Dispatch>,
+}
+
+/// The program's dispatches.
+#[derive(Default)]
+pub(crate) struct Plan {
+    body: Vec<Work>,
+    /// Run for the rows of logits only.
+    head: Vec<Work>,
+}
+
+impl Plan {
+    /// Dispatches of one token with its logits.
+    pub(crate) fn dispatches(&self) -> usize {
+        self.body.len() + self.head.len()
+    }
+
+    /// Records the program's layers.
+    pub(crate) fn record_body(&self, pass: &mut wgpu::ComputePass<'_>, shape: Shape) {
+        record(&self.body, pass, shape.tokens, shape);
+    }
+
+    /// Records the head.
+    pub(crate) fn record_head(&self, pass: &mut wgpu::ComputePass<'_>, shape: Shape) {
+        record(&self.head, pass, shape.logits, shape);
+    }
+}
+
+fn record(works: &[Work], pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape) {
+    for work in works {
+        work.dispatch(tokens).record(pass, tokens, shape);
+    }
+}
+
+impl Work {
+    fn dispatch(&self, tokens: usize) -> &Dispatch {
+        match &self.many {
+            Some(many) if tokens > FEW => many,
+            _ => &self.few,
+        }
+    }
+}
+
+impl Plan {
+    /// Labels of the program's different dispatches for a batch of this shape, with what records each.
+    pub(crate) fn each(
+        &self,
+        shape: Shape,
+    ) -> impl Iterator<Item = (&str, impl Fn(&mut wgpu::ComputePass<'_>))> {
+        let body = self.body.iter().map(move |work| (work, shape.tokens));
+        let head = self.head.iter().map(move |work| (work, shape.logits));
+        let mut seen = HashSet::new();
+        body.chain(head).map(|(work, tokens)| (work.dispatch(tokens), tokens)).filter_map(
+            move |(dispatch, tokens)| {
+                seen.insert(dispatch.label.as_str()).then_some((
+                    dispatch.label.as_str(),
+                    move |pass: &mut wgpu::ComputePass<'_>| {
+                        dispatch.record(pass, tokens, shape);
+                    },
+                ))
+            },
+        )
+    }
+}
+
+/// Lowers a program to dispatches.
+pub(crate) struct Lowering<'a> {
+    pub gpu: &'a Gpu,
+    pub model: &'a Model,
+    pub memory: &'a Memory,
+    pub shaders: &'a Shaders,
+    pub config: &'a ModelConfig,
+}
+
+impl Lowering<'_> {
+    /// # Errors
+    /// A shader that the driver refuses; a matrix that is missing.
+    pub(crate) fn plan(&self, program: &Program) -> Result<Plan, MachineError> {
+        let mut plan = Plan::default();
+        for op in &program.ops {
+            match op {
+                Op::NormHead => self.lower(*op, &mut plan.head)?,
+                _ => self.lower(*op, &mut plan.body)?,
+            }
+        }
+        Ok(plan)
+    }
+
+    fn lower(&self, op: Op, works: &mut Vec<Work>) -> Result<(), MachineError> {
+        use TensorKind::{Down, Embed, FinalNorm, Gate, Head, K, KBias, O, Q, QBias, Up, V, VBias};
+        let Memory { x, q, partial, weights, h, rows, logits, step, .. } = self.memory;
+        let layer = op.layer().unwrap_or(0);
+        let matrix = |kind| self.model.matrix(layer, kind);
+        match op {
+            Op::Embed => {
+                let matrix = matrix(Embed)?;
+                let scales = self.gpu.upload("the embedding's scales", &matrix.scales)?;
+                for (part, buffer) in matrix.parts.iter().enumerate() {
+                    let (first, rows) = matrix.part(part);
+                    let shader = self.shaders.embed(matrix.code, first, rows);
+                    let grid = Grid::Tokens((self.config.hidden / 4).div_ceil(Shaders::EMBED_THREADS));
+                    works.push(self.work(&shader, &[step, buffer, &scales, x], grid)?);
+                }
+            }
+            Op::NormQkvRope { layer } => {
+                let biases = if self.config.qkv_bias {
+                    [QBias, KBias, VBias]
+                        .map(|kind| self.model.vector(layer, kind))
+                        .into_iter()
+                        .collect::<Result<_, _>>()?
+                } else {
+                    vec![]
+                };
+                let output = Output::Qkv { biases: self.config.qkv_bias };
+                let matrices = [matrix(Q)?, matrix(K)?, matrix(V)?];
+                self.linear(
+                    works,
+                    &matrices,
+                    &biases,
+                    (Input::Norm, x),
+                    (output, &[q, &self.memory.caches[layer]]),
+                )?;
+            }
+            Op::Attend { layer } => {
+                let buffers = [step, q, &self.memory.caches[layer], partial, weights];
+                let groups = self.config.heads / self.shaders.share();
+                let few = self.dispatch(&self.shaders.attend(), &buffers, Grid::Splits(groups))?;
+                let many =
+                    self.dispatch(&self.shaders.attend_block(), &buffers[..4], Grid::Blocks(groups))?;
+                works.push(Work { few, many: Some(many) });
+            }
+            Op::OutAdd { .. } => {
+                self.linear(works, &[matrix(O)?], &[], (Input::Attend, partial), (Output::Add, &[x]))?;
+            }
+            Op::NormGateUp { .. } => {
+                self.linear(
+                    works,
+                    &[matrix(Gate)?, matrix(Up)?],
+                    &[],
+                    (Input::Norm, x),
+                    (Output::SwiGlu, &[h]),
+                )?;
+                if let Some(shader) = self.shaders.mlp_hadamard() {
+                    let grid = Grid::Tokens(self.config.mlp / self.shaders.mlp_block());
+                    works.push(self.work(&shader, &[h], grid)?);
+                }
+            }
+            Op::DownAdd { .. } => {
+                self.linear(works, &[matrix(Down)?], &[], (Input::Plain, h), (Output::Add, &[x]))?;
+            }
+            Op::NormHead => {
+                let tied = self.config.tied_embeddings;
+                let gain: &[f32] = if tied { self.model.vector(0, FinalNorm)? } else { &[1.0] };
+                let gain = self.gpu.upload("the final norm's gain", gain)?;
+                works.push(self.work(
+                    &self.shaders.head_input(),
+                    &[step, x, &gain, rows],
+                    Grid::Tokens(1),
+                )?);
+                let head = matrix(if tied { Embed } else { Head })?;
+                self.linear(works, &[head], &[], (Input::Plain, rows), (Output::Logits, &[logits]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn work(&self, shader: &Shader, buffers: &[&wgpu::Buffer], grid: Grid) -> Result<Work, MachineError> {
+        Ok(Work { few: self.dispatch(shader, buffers, grid)?, many: None })
+    }
+
+    fn dispatch(
+        &self,
+        shader: &Shader,
+        buffers: &[&wgpu::Buffer],
+        grid: Grid,
+    ) -> Result<Dispatch, MachineError> {
+        let Pipeline { pipeline, .. } = &self.gpu.pipeline(shader)?;
+        let bindings = self.gpu.bind(&self.gpu.pipeline(shader)?, buffers)?;
+        Ok(Dispatch { label: shader.label.clone(), pipeline: pipeline.clone(), bindings, grid })
+    }
+
+    /// A linear, a work a part where its matrices do not fit a binding.
+    fn linear(
+        &self,
+        works: &mut Vec<Work>,
+        matrices: &[&Matrix],
+        biases: &[&[f32]],
+        (input, from): (Input, &wgpu::Buffer),
+        (output, to): (Output, &[&wgpu::Buffer]),
+    ) -> Result<(), MachineError> {
+        let part_rows = matrices.iter().map(|m| m.part_rows).min().unwrap_or(0);
+        if matrices
+            .iter()
+            .any(|m| m.parts.len() > 1 && (m.part_rows != part_rows || matches!(output, Output::Qkv { .. })))
+        {
+            return Err(MachineError::Unsupported(format!(
+                "a matrix of this model does not fit this adapter's bindings of {} bytes \
+                 (max_storage_buffer_binding_size) beside the others it is multiplied with: compress the model first, or \
+                 use --device cpu",
+                self.gpu.binding_bytes()
+            )));
+        }
+        let vectors = self.gpu.upload("scales", &vectors(matrices, biases))?;
+        for part in 0..matrices[0].parts.len() {
+            let (first, _) = matrices[0].part(part);
+            let linear = Linear {
+                cols: matrices[0].cols,
+                matrices: matrices.iter().map(|m| (m.code, m.part(part).1)).collect(),
+                part: (first, matrices[0].rows),
+                input,
+                output,
+            };
+            let mut buffers = vec![&self.memory.step, from];
+            if input == Input::Attend {
+                buffers.push(&self.memory.weights);
+            }
+            buffers.extend(matrices.iter().map(|m| &m.parts[part]));
+            buffers.push(&vectors);
+            buffers.extend(to);
+            if self.shaders.is_plain() {
+                let grid = Grid::Tokens(linear.gemm_tiles().div_ceil(2));
+                works.push(self.work(&self.shaders.plain(&linear), &buffers, grid)?);
+                continue;
+            }
+            let few = self.dispatch(
+                &self.shaders.gemv(&linear),
+                &buffers,
+                Grid::Tokens(self.shaders.gemv_tiles(&linear)),
+            )?;
+            let many =
+                self.dispatch(&self.shaders.gemm(&linear), &buffers, Grid::Tiles(linear.gemm_tiles()))?;
+            works.push(Work { few, many: Some(many) });
+        }
+        Ok(())
+    }
+}
+
+/// The scales of all matrices and then the biases, each padded to whole pairs.
+fn vectors(matrices: &[&Matrix], biases: &[&[f32]]) -> Vec<f32> {
+    let mut all = Vec::new();
+    for vector in matrices.iter().map(|m| m.scales.as_slice()).chain(biases.iter().copied()) {
+        all.extend_from_slice(vector);
+        all.resize(all.len().next_multiple_of(2), 0.0);
+    }
+    all
+}

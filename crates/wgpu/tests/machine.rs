@@ -1,0 +1,51 @@
+//! The machine against the reference machine, on adapter 0: a graphics card, or else Mesa's llvmpipe.
+
+use upg_pdvm::{
+    Machine, MachineOptions, Synthetic, Weights,
+    conformance::{self, tiny_models},
+};
+use upg_wgpu::{Tuning, WgpuMachine, adapters};
+
+/// Activations are 15-bit or 32-bit; keys and values are rounded to f16 as the reference machine's, where a bit may
+/// differ.
+const TOLERANCE: f32 = 1e-3;
+
+#[track_caller]
+fn conforms(tuning: Tuning, models: &[(&'static str, Synthetic)]) {
+    assert!(
+        !adapters().is_empty(),
+        "no graphics adapter was found: run `make fixtures`, which installs Mesa's llvmpipe"
+    );
+    let make = |weights: &dyn Weights, options: &MachineOptions| {
+        Ok(Box::new(WgpuMachine::with(weights, options, 0, tuning, &mut |_| ())?) as Box<dyn Machine>)
+    };
+    let report = conformance::check_models(&make, models, TOLERANCE);
+    println!("{report}");
+    assert!(report.passed(), "{tuning:?}: {report}");
+}
+
+/// Every model, by the plain shaders, with the driver's checks of every index.
+#[test]
+fn every_model_conforms_plainly() {
+    conforms(Tuning { plain: true, checked: true, ..Tuning::default() }, &tiny_models());
+}
+
+/// The shaders that graphics cards run, on the shape of the model they are for.
+#[test]
+fn packed_bytes_conform() {
+    let tuning = Tuning { packed: Some(true), copies: Some(16), quads: Some(2), ..Tuning::default() };
+    conforms(tuning, &tiny_models()[..1]);
+}
+
+/// Without subgroups, and with the driver's checks.
+#[test]
+fn floats_without_subgroups_conform() {
+    let tuning = Tuning {
+        packed: Some(false),
+        subgroups: Some(false),
+        quads: Some(2),
+        checked: true,
+        ..Tuning::default()
+    };
+    conforms(tuning, &tiny_models()[..1]);
+}
