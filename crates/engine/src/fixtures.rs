@@ -167,8 +167,7 @@ impl Machine for ScriptedMachine {
             return Err(MachineError::Device("the script says so".into()));
         }
         let mut rows = std::mem::take(&mut self.rows);
-        let count = BatchRow::list(batch, VOCAB, self.options.max_batch, &mut self.kv, &mut rows)?;
-        assert_eq!(logits.len(), count * VOCAB);
+        BatchRow::admit(batch, VOCAB, self.options.max_batch, logits, &mut self.kv, &mut rows)?;
         self.runs.push(rows.len());
         let mut out = logits.chunks_exact_mut(VOCAB);
         for row in &rows {
@@ -180,9 +179,7 @@ impl Machine for ScriptedMachine {
                 (self.script)(sequence, out.next().unwrap());
             }
         }
-        for segment in batch {
-            self.kv.advance(segment.seq, segment.tokens.len())?;
-        }
+        self.kv.advance_all(batch)?;
         self.rows = rows;
         Ok(())
     }

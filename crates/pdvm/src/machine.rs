@@ -59,7 +59,8 @@ impl BatchRow {
     /// [`KvPages::advance_all`].
     ///
     /// # Errors
-    /// Those of [`BatchRow::list`], and `logits` that are not as many as the batch asks for.
+    /// An empty or too large batch, a sequence named twice, a token past the vocabulary, a full context, and `logits`
+    /// that are not as many as the batch asks for.
     pub fn admit(
         batch: &Batch<'_>,
         vocab: usize,
@@ -73,21 +74,6 @@ impl BatchRow {
         if found != expected {
             return Err(MachineError::LogitsLength { found, expected });
         }
-        Self::list(batch, vocab, max_batch, kv, rows).map(|_| ())
-    }
-
-    /// Checks a batch, takes the KV pages that it needs and lists its tokens in `rows` (cleared first; does not
-    /// allocate where `rows` has room). Returns how many rows of logits it asks for.
-    ///
-    /// # Errors
-    /// An empty or too large batch, a sequence named twice, a token past the vocabulary, a full context.
-    pub fn list(
-        batch: &Batch<'_>,
-        vocab: usize,
-        max_batch: usize,
-        kv: &mut KvPages,
-        rows: &mut Vec<BatchRow>,
-    ) -> Result<usize, MachineError> {
         rows.clear();
         let total = batch.iter().map(|s| s.tokens.len()).sum();
         if total > max_batch || batch.iter().any(|s| s.tokens.is_empty()) || batch.is_empty() {
@@ -120,7 +106,7 @@ impl BatchRow {
                 },
             }));
         }
-        Ok(rows.iter().filter(|row| row.logits).count())
+        Ok(())
     }
 }
 

@@ -246,7 +246,7 @@ impl Gpu {
             let source = wgpu::ShaderSource::Wgsl(shader.source.as_str().into());
             let descriptor = wgpu::ShaderModuleDescriptor { label, source };
             // SAFETY: every index is a constant of the model's shape, a workgroup's or thread's number held below it, or
-            // from the step buffer, which the host fills with tokens below the vocabulary (`BatchRow::list`), pages of
+            // from the step buffer, which the host fills with tokens below the vocabulary (`BatchRow::admit`), pages of
             // its own books and positions in them; every loop ends. The conformance suite also runs with all checks.
             let module = unsafe { self.device.create_shader_module_trusted(descriptor, self.checks) };
             let entries: Vec<_> =

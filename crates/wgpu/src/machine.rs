@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 use upg_format::ModelConfig;
 use upg_pdvm::{
-    Batch, BatchRow, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program, Segment,
-    Weights, lower, rope::RopeTable,
+    Batch, BatchRow, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program, Weights,
+    lower, rope::RopeTable,
 };
 
 use crate::{
@@ -229,20 +229,14 @@ impl Machine for WgpuMachine {
 
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {
         let vocab = self.program.config.vocab;
-        let expected = batch.iter().map(Segment::logits_rows).sum::<usize>().saturating_mul(vocab);
-        if logits.len() != expected {
-            return Err(MachineError::LogitsLength { found: logits.len(), expected });
-        }
-        BatchRow::list(batch, vocab, self.options.max_batch, &mut self.pages, &mut self.rows)?;
+        let max = self.options.max_batch;
+        BatchRow::admit(batch, vocab, max, logits, &mut self.pages, &mut self.rows)?;
         let mut written = 0;
         for first in (0..self.rows.len()).step_by(TOKENS) {
             let last = (first + TOKENS).min(self.rows.len());
             written += self.run_rows(first, last, &mut logits[written..])?;
         }
-        for segment in batch {
-            self.pages.advance(segment.seq, segment.tokens.len())?;
-        }
-        Ok(())
+        Ok(self.pages.advance_all(batch)?)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::{Bits, GROUP, Isa};
 /// `metrics[(r·classes + class)·LANES + lane]`, is for the paths over the first `r` weights: the metric of the best one
 /// whose last state leaves the overlap `class` to the next, its lowest `K` bits replaced by that last state's own
 /// lowest `K` bits. The caller fills row 0; the search fills rows 1 to [`GROUP`].
+///
+/// SAFETY: it may be called only where the processor has the path that [`forward`] was asked for.
 pub(super) type Forward = unsafe fn(trellis: &Trellis, first: usize, slopes: &[Line], metrics: &mut [Line]);
 
 /// The search for a code on a path, and its number of lanes.
@@ -31,12 +33,14 @@ pub(super) fn forward(bits: Bits, isa: Isa) -> (Forward, usize) {
 fn select<const K: usize>(isa: Isa) -> (Forward, usize) {
     use std::arch::x86_64::{__m256i, __m512i};
 
+    // SAFETY: the caller has asked the processor for AVX2 (`Isa::available`).
     #[target_feature(enable = "avx2")]
     unsafe fn avx2<const K: usize>(t: &Trellis, first: usize, x: &[Line], m: &mut [Line]) {
         // SAFETY: this function is called only where there is AVX2.
         unsafe { search::<__m256i, K>(t, first, x, m) }
     }
 
+    // SAFETY: the caller has asked the processor for AVX-512 F (`Isa::available`).
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512<const K: usize>(t: &Trellis, first: usize, x: &[Line], m: &mut [Line]) {
         // SAFETY: this function is called only where there is AVX-512 F.

@@ -10,6 +10,7 @@ pub(super) unsafe trait Vector: Copy {
     /// Numbers in a vector.
     const LANES: usize;
 
+    // SAFETY, of each method: the caller runs it only where the processor has the vector's instruction set.
     unsafe fn splat(number: i32) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -21,6 +22,7 @@ pub(super) unsafe trait Vector: Copy {
 unsafe impl Vector for i32 {
     const LANES: usize = 1;
 
+    // SAFETY, of each method: none is needed, it is plain Rust.
     #[inline(always)]
     unsafe fn splat(number: i32) -> Self {
         number
