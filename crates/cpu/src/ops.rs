@@ -11,7 +11,7 @@ use crate::{
     math,
     matrix::{Input, Matrix},
     pool::{Grid, Pool},
-    quantize::Quantized,
+    quantize::{Precision, Quantized},
     scratch::ThreadScratch,
 };
 
@@ -23,6 +23,17 @@ const ITEMS_PER_THREAD: usize = 16;
 
 /// Rows of an f32 matrix in one item: fixed, as the `gemm` crate's sums may depend on it.
 const DENSE_STEP: usize = 64;
+
+/// How finely the inputs of the matrices are quantised.
+mod precision {
+    use super::Precision::{self, *};
+
+    pub(super) const QKV: Precision = Fine;
+    pub(super) const OUT: Precision = Fine;
+    pub(super) const GATE_UP: Precision = Coarse;
+    pub(super) const DOWN: Precision = Coarse;
+    pub(super) const HEAD: Precision = Fine;
+}
 
 impl CpuMachine {
     /// `x = embed[token]`.
@@ -36,7 +47,7 @@ impl CpuMachine {
 
     /// `q, k, v = W norm(x)` (plus biases); q and k turned, k and v into the cache.
     pub(crate) fn norm_qkv_rope(&mut self, layer: usize) {
-        self.norm();
+        self.norm(precision::QKV);
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let [q, k, v] = &model.layers[layer].qkv;
@@ -51,7 +62,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let attended = &scratch.attended[..n * config.q_width()];
-        quantize(*isa, pool, threads, attended, &mut scratch.quantized[..n]);
+        quantize(*isa, pool, threads, precision::OUT, attended, &mut scratch.quantized[..n]);
         let input = Input { x: attended, quantized: &scratch.quantized[..n] };
         let x = &mut scratch.x[..n * config.hidden];
         linear(*isa, pool, threads, &[&model.layers[layer].o], input, x, Output::Add);
@@ -59,7 +70,7 @@ impl CpuMachine {
 
     /// `h = hadamard(silu(gate n) · (up n))` with `n = norm(x)`.
     pub(crate) fn norm_gate_up(&mut self, layer: usize) {
-        self.norm();
+        self.norm(precision::GATE_UP);
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n, isa) = (&program.config, rows.len(), *isa);
         let (gate, up) = (&model.layers[layer].gate, &model.layers[layer].up);
@@ -91,7 +102,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let h = &scratch.mlp[..n * config.mlp];
-        quantize(*isa, pool, threads, h, &mut scratch.quantized[..n]);
+        quantize(*isa, pool, threads, precision::DOWN, h, &mut scratch.quantized[..n]);
         let input = Input { x: h, quantized: &scratch.quantized[..n] };
         let x = &mut scratch.x[..n * config.hidden];
         linear(*isa, pool, threads, &[&model.layers[layer].down], input, x, Output::Add);
@@ -122,20 +133,20 @@ impl CpuMachine {
             return;
         }
         let normed = &scratch.normed[..n * hidden];
-        quantize(isa, pool, threads, normed, &mut scratch.quantized[..n]);
+        quantize(isa, pool, threads, precision::HEAD, normed, &mut scratch.quantized[..n]);
         let input = Input { x: normed, quantized: &scratch.quantized[..n] };
         linear(isa, pool, threads, &[model.head()], input, logits, Output::Set);
     }
 
-    /// `normed = norm(x)`, and its int8 form.
-    fn norm(&mut self) {
+    /// `normed = norm(x)`, and its form in integers.
+    fn norm(&mut self, precision: Precision) {
         let Self { pool, threads, rows, scratch, program, isa, .. } = self;
         let (isa, hidden, eps, n) = (*isa, program.config.hidden, program.config.norm_eps, rows.len());
         let (x, normed) = (&scratch.x, &mut scratch.normed[..n * hidden]);
         each_row(pool, threads, normed, hidden, &|i, y| {
             math::norm(isa, &x[i * hidden..][..hidden], y, eps);
         });
-        quantize(isa, pool, threads, normed, &mut scratch.quantized[..n]);
+        quantize(isa, pool, threads, precision, normed, &mut scratch.quantized[..n]);
     }
 }
 
@@ -192,12 +203,19 @@ fn step(matrices: &[&Matrix], threads: usize) -> usize {
     (rows / (threads * ITEMS_PER_THREAD)).clamp(1, MAX_STEP).next_multiple_of(tile)
 }
 
-/// Makes vectors int8, one a token.
-fn quantize(isa: Isa, pool: &mut Pool, threads: &mut [ThreadScratch], x: &[f32], to: &mut [Quantized]) {
+/// Makes vectors integers, one a token.
+fn quantize(
+    isa: Isa,
+    pool: &mut Pool,
+    threads: &mut [ThreadScratch],
+    precision: Precision,
+    x: &[f32],
+    to: &mut [Quantized],
+) {
     let width = x.len() / to.len();
     each_row(pool, threads, to, 1, &|i, to| {
         if let [to] = to {
-            to.set(isa, &x[i * width..][..width]);
+            to.set(isa, &x[i * width..][..width], precision);
         }
     });
 }

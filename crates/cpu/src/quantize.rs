@@ -1,7 +1,9 @@
+use std::ops::Range;
+
 use upg_codec::{GROUP, Isa};
 
 use crate::{
-    layout::{CHUNK_GROUPS, Layout, spread_column},
+    layout::{Layout, spread_column},
     per_isa::per_isa,
 };
 
@@ -12,24 +14,55 @@ pub(crate) const BLOCK: usize = 128;
 pub(crate) const CHUNK: usize = 128;
 
 /// The largest multiplier: how much finer than the largest block's the steps of a block may be.
-const FINEST: f32 = 64.0;
+const FINEST: f32 = 32.0;
 
-/// A vector of activations in int8: `x[i] = unit · multipliers[i / BLOCK] · value[i]`, to within rounding.
+/// The largest value of the high plane.
+const HIGH: f32 = 127.0;
+
+/// Bits of the low plane.
+pub(crate) const LOW_BITS: usize = 3;
+
+/// How finely a vector is quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// 8 bits: values in `-127..=127`, the high plane alone.
+    Coarse,
+    /// 11 bits: values in `-1016..=1016`, a high and a low plane.
+    Fine,
+}
+
+impl Precision {
+    /// The largest value.
+    fn largest(self) -> f32 {
+        match self {
+            Precision::Coarse => HIGH,
+            Precision::Fine => HIGH * (1 << LOW_BITS) as f32,
+        }
+    }
+}
+
+/// A vector of activations in integers: `x[i] = unit · multipliers[i / BLOCK] · values[i]`, to within rounding.
 ///
 /// One float for the whole vector and integer multipliers make a product with integer weights exact up to one last
 /// multiplication, in whatever order it is summed: every instruction set and thread count gives the same bits.
+///
+/// Kernels multiply bytes. A coarse value is one; a fine one is `2^LOW_BITS · high + low`, two planes of bytes.
 pub(crate) struct Quantized {
     /// The unit of all values.
     pub unit: f32,
-    /// One a block, in `1..=64`.
+    /// One a block, in `1..=32`.
     pub multipliers: Vec<i32>,
-    /// The values, of whole blocks (zero past the vector's end), in `-127..=127`, in the columns' order.
-    pub values: Vec<i8>,
+    /// The values, of whole blocks (zero past the vector's end), in the columns' order.
+    pub values: Vec<i16>,
     /// The values in the order in which the layout's kernel wants them, whole chunks of [`CHUNK`].
-    pub ordered: Vec<i8>,
-    /// `|ordered|`, where the kernel wants it.
+    ordered: Vec<i16>,
+    /// The high plane of `ordered`.
+    pub high: Vec<i8>,
+    /// `|high|`.
     pub magnitudes: Vec<u8>,
-    /// `values` times the multipliers, where a kernel multiplies many tokens in 16 bits, in its order.
+    /// The low plane of `ordered`, in `0..8`; empty where the vector is coarse.
+    pub low: Vec<i8>,
+    /// `ordered` times the multipliers, where a kernel multiplies many tokens in 16 bits, in its order.
     pub folded: Vec<i16>,
     /// `Σ multiplier · value`: what an offset of one on every weight adds.
     pub sum: i64,
@@ -45,46 +78,77 @@ impl Quantized {
             multipliers: Vec::with_capacity(cols / BLOCK),
             values: Vec::with_capacity(cols),
             ordered: Vec::with_capacity(cols),
+            high: Vec::with_capacity(cols),
             magnitudes: Vec::with_capacity(cols),
+            low: Vec::with_capacity(cols),
             folded: Vec::with_capacity(cols),
             sum: 0,
             layout,
         }
     }
 
+    /// Whether there is a low plane.
+    pub(crate) fn is_fine(&self) -> bool {
+        !self.low.is_empty()
+    }
+
+    /// The planes, the high one first.
+    pub(crate) fn planes(&self) -> Range<usize> {
+        0..if self.is_fine() { 2 } else { 1 }
+    }
+
+    /// A plane, and what one in it is worth.
+    pub(crate) fn plane(&self, i: usize) -> (&[i8], i32) {
+        match (i, self.is_fine()) {
+            (0, false) => (&self.high, 1),
+            (0, true) => (&self.high, 1 << LOW_BITS),
+            _ => (&self.low, 1),
+        }
+    }
+
     /// Quantises a vector. Does not allocate where [`Quantized::new`] made room.
-    pub(crate) fn set(&mut self, isa: Isa, x: &[f32]) {
+    pub(crate) fn set(&mut self, isa: Isa, x: &[f32], precision: Precision) {
         let cols = x.len().next_multiple_of(BLOCK);
         self.multipliers.resize(cols / BLOCK, 1);
         self.values.resize(cols, 0);
-        self.unit = quantize(isa, x, &mut self.values, &mut self.multipliers);
+        self.unit = quantize(isa, x, precision, &mut self.values, &mut self.multipliers);
         self.sum = 0;
         for (values, multiplier) in self.values.chunks_exact(BLOCK).zip(&self.multipliers) {
             let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
             self.sum += i64::from(multiplier * sum);
         }
-        match self.layout {
-            Layout::RowOrder => {}
-            Layout::Spread => {
-                self.ordered.resize(cols, 0);
-                arrange_spread(isa, &self.values, &mut self.ordered);
+        self.low.clear();
+        let arrange = match self.layout {
+            // Scalar code takes the values as they are.
+            Layout::RowOrder => return,
+            Layout::Spread => arrange_spread,
+            Layout::LanePlanar => arrange_planar,
+        };
+        self.ordered.resize(cols, 0);
+        arrange(isa, &self.values, &mut self.ordered);
+        self.high.resize(cols, 0);
+        match precision {
+            Precision::Coarse => narrow(isa, &self.ordered, &mut self.high),
+            Precision::Fine => {
+                self.low.resize(cols, 0);
+                split(isa, &self.ordered, &mut self.high, &mut self.low);
             }
-            Layout::LanePlanar => {
-                self.ordered.resize(cols, 0);
-                self.magnitudes.resize(cols, 0);
-                self.folded.resize(cols, 0);
-                arrange_planar(isa, &self.values, &mut self.ordered, &mut self.magnitudes);
-                fold(isa, &self.values, &self.multipliers, &mut self.folded);
-            }
+        }
+        if self.layout == Layout::LanePlanar {
+            self.magnitudes.resize(cols, 0);
+            magnitudes(isa, &self.high, &mut self.magnitudes);
+            self.folded.resize(cols, 0);
+            fold(isa, &self.ordered, &self.multipliers, &mut self.folded);
         }
     }
 }
 
 per_isa! {
     /// Quantises `x` into whole blocks of `values`; returns the unit.
-    fn quantize(x: &[f32], values: &mut [i8], multipliers: &mut [i32]) -> f32 {
+    fn quantize(x: &[f32], precision: Precision, values: &mut [i16], multipliers: &mut [i32]) -> f32 {
+        let largest_value = precision.largest();
         let largest = max_magnitude(x);
-        let unit = largest / (FINEST * 127.0);
+        let unit = largest / (FINEST * largest_value);
         let blocks = x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(multipliers);
         for ((x, values), multiplier) in blocks {
             // The cast takes NaN (0/0, all zero) to 0.
@@ -94,33 +158,28 @@ per_isa! {
             let inverse = if inverse.is_finite() { inverse } else { 0.0 };
             let (given, padding) = values.split_at_mut(x.len());
             for (x, value) in x.iter().zip(given) {
-                *value = round(x * inverse);
+                *value = round(x * inverse, largest_value);
             }
             padding.fill(0);
         }
         unit
     }
-}
 
-per_isa! {
-    /// Puts values into the order of the lane-planar kernels, and their magnitudes too.
-    fn arrange_planar(values: &[i8], ordered: &mut [i8], magnitudes: &mut [u8]) {
+    /// Puts values into the order of the lane-planar kernels: step by step, a value of each of a chunk's four groups.
+    fn arrange_planar(values: &[i16], ordered: &mut [i16]) {
         let (values, _) = values.as_chunks::<CHUNK>();
         let (ordered, _) = ordered.as_chunks_mut::<CHUNK>();
-        let (magnitudes, _) = magnitudes.as_chunks_mut::<CHUNK>();
-        for ((values, ordered), magnitudes) in values.iter().zip(ordered).zip(magnitudes) {
-            let [a, b, c, d] = groups(values);
+        for (values, ordered) in values.iter().zip(ordered) {
+            let (groups, _) = values.as_chunks::<GROUP>();
+            let [a, b, c, d] = [&groups[0], &groups[1], &groups[2], &groups[3]];
             for (i, step) in ordered.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 *step = [a[i], b[i], c[i], d[i]];
-            }
-            for (magnitude, value) in magnitudes.iter_mut().zip(ordered) {
-                *magnitude = value.unsigned_abs();
             }
         }
     }
 
     /// Puts values into the order of the AVX-512 kernels.
-    fn arrange_spread(values: &[i8], ordered: &mut [i8]) {
+    fn arrange_spread(values: &[i16], ordered: &mut [i16]) {
         let (values, _) = values.as_chunks::<CHUNK>();
         let (ordered, _) = ordered.as_chunks_mut::<CHUNK>();
         for (values, ordered) in values.iter().zip(ordered) {
@@ -131,30 +190,42 @@ per_isa! {
         }
     }
 
-    /// Multiplies values by their block's multiplier. The order is that of the lane-planar kernels, but each step's
-    /// even groups come before its odd ones, which are multiplied one after the other.
-    fn fold(values: &[i8], multipliers: &[i32], folded: &mut [i16]) {
-        let (values, _) = values.as_chunks::<CHUNK>();
-        let (folded, _) = folded.as_chunks_mut::<CHUNK>();
-        for (chunk, (values, folded)) in values.iter().zip(folded).enumerate() {
-            let multiplier = multipliers[chunk * CHUNK / BLOCK] as i16;
-            let [a, b, c, d] = groups(values);
-            let folded = folded.as_chunks_mut::<4>().0;
-            for (i, step) in folded.iter_mut().enumerate() {
-                let fold = |value: i8| i16::from(value) * multiplier;
-                *step = [fold(a[i]), fold(c[i]), fold(b[i]), fold(d[i])];
+    /// Multiplies ordered values by their block's multiplier. The even groups of each step come before its odd ones,
+    /// which are multiplied one after the other.
+    fn fold(ordered: &[i16], multipliers: &[i32], folded: &mut [i16]) {
+        let (ordered, _) = ordered.as_chunks::<BLOCK>();
+        let (folded, _) = folded.as_chunks_mut::<BLOCK>();
+        for ((ordered, folded), &multiplier) in ordered.iter().zip(folded).zip(multipliers) {
+            let multiplier = multiplier as i16;
+            let steps = ordered.as_chunks::<4>().0.iter().zip(folded.as_chunks_mut::<4>().0);
+            for ([a, b, c, d], step) in steps {
+                *step = [a * multiplier, c * multiplier, b * multiplier, d * multiplier];
             }
         }
     }
-}
 
-/// The four groups of a chunk.
-#[inline(always)]
-fn groups(values: &[i8; CHUNK]) -> [&[i8; GROUP]; CHUNK_GROUPS] {
-    let (groups, _) = values.as_chunks::<GROUP>();
-    [&groups[0], &groups[1], &groups[2], &groups[3]]
-}
+    /// Coarse values as the one plane that they are.
+    fn narrow(values: &[i16], high: &mut [i8]) {
+        for (value, high) in values.iter().zip(high) {
+            *high = *value as i8;
+        }
+    }
 
+    /// The two planes of fine values.
+    fn split(values: &[i16], high: &mut [i8], low: &mut [i8]) {
+        for ((value, high), low) in values.iter().zip(high).zip(low) {
+            *high = (value >> LOW_BITS) as i8;
+            *low = (value & ((1 << LOW_BITS) - 1)) as i8;
+        }
+    }
+
+    /// The magnitudes of a plane.
+    fn magnitudes(plane: &[i8], magnitudes: &mut [u8]) {
+        for (value, magnitude) in plane.iter().zip(magnitudes) {
+            *magnitude = value.unsigned_abs();
+        }
+    }
+}
 #[inline(always)]
 fn max_magnitude(x: &[f32]) -> f32 {
     const LANES: usize = 32;
@@ -169,13 +240,13 @@ fn max_magnitude(x: &[f32]) -> f32 {
     lanes.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, larger)
 }
 
-/// To the nearest integer, ties to even, in `-127..=127`.
+/// To the nearest integer, ties to even, in `-largest..=largest`.
 #[inline(always)]
-fn round(x: f32) -> i8 {
+fn round(x: f32, largest: f32) -> i16 {
     // Adding 1.5·2^23 leaves the rounded integer in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-127.0, 127.0);
-    ((clamped + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) as i8
+    let clamped = x.clamp(-largest, largest);
+    ((clamped + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) as i16
 }
 
 #[cfg(test)]
@@ -183,9 +254,11 @@ mod tests {
     use super::*;
     use crate::layout::planar_column;
 
-    fn quantized(x: &[f32]) -> Quantized {
+    const BOTH: [Precision; 2] = [Precision::Coarse, Precision::Fine];
+
+    fn quantized(x: &[f32], precision: Precision) -> Quantized {
         let mut q = Quantized::new(Layout::RowOrder, x.len());
-        q.set(Isa::Scalar, x);
+        q.set(Isa::Scalar, x, precision);
         q
     }
 
@@ -193,19 +266,24 @@ mod tests {
     fn error_is_half_a_step_of_the_block() {
         let x: Vec<f32> =
             (0..700).map(|i| (i as f32 * 0.37).sin() * if i < BLOCK { 10.0 } else { 0.3 }).collect();
-        let q = quantized(&x);
-        assert_eq!(q.multipliers, [64, 2, 2, 2, 2, 2]);
-        for (i, x) in x.iter().enumerate() {
-            let step = q.unit * q.multipliers[i / BLOCK] as f32;
-            assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
+        for precision in BOTH {
+            let q = quantized(&x, precision);
+            assert_eq!(q.multipliers, [32, 1, 1, 1, 1, 1]);
+            for (i, x) in x.iter().enumerate() {
+                let step = q.unit * q.multipliers[i / BLOCK] as f32;
+                assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
+            }
+            assert!(q.values[700..].iter().all(|&v| v == 0));
         }
-        assert!(q.values[700..].iter().all(|&v| v == 0));
+        assert!(quantized(&x, Precision::Fine).unit < 0.13 * quantized(&x, Precision::Coarse).unit);
     }
 
     #[test]
     fn nothing_and_nonsense_are_zero() {
         for x in [[0.0; 40], [f32::NAN; 40], [f32::INFINITY; 40], [1e-44; 40]] {
-            assert!(quantized(&x).values.iter().all(|&v| v == 0), "{}", x[0]);
+            for precision in BOTH {
+                assert!(quantized(&x, precision).values.iter().all(|&v| v == 0), "{}", x[0]);
+            }
         }
     }
 
@@ -216,15 +294,24 @@ mod tests {
         for (layout, column) in
             [(Layout::LanePlanar, planar_column as fn(usize) -> usize), (Layout::Spread, spread_column)]
         {
-            let mut q = Quantized::new(layout, x.len());
-            q.set(Isa::best(), &x);
-            for (i, &found) in q.ordered.iter().enumerate() {
-                let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
-                assert_eq!(found, value(i));
-                if layout == Layout::LanePlanar {
-                    let paired = i / 4 * 4 + [0, 2, 1, 3][i % 4];
-                    let folded = i16::from(value(paired)) * q.multipliers[i / BLOCK] as i16;
-                    assert_eq!((q.magnitudes[i], q.folded[i]), (found.unsigned_abs(), folded));
+            for precision in BOTH {
+                let mut q = Quantized::new(layout, x.len());
+                // Twice: nothing is left of a vector that was there before.
+                q.set(Isa::best(), &x, Precision::Fine);
+                q.set(Isa::best(), &x, precision);
+                assert_eq!(q.is_fine(), precision == Precision::Fine);
+                for (i, &high) in q.high.iter().enumerate() {
+                    let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
+                    let found = match q.low.get(i) {
+                        Some(&low) => (i16::from(high) << LOW_BITS) + i16::from(low),
+                        None => i16::from(high),
+                    };
+                    assert_eq!(found, value(i));
+                    if layout == Layout::LanePlanar {
+                        let paired = i / 4 * 4 + [0, 2, 1, 3][i % 4];
+                        let folded = value(paired) * q.multipliers[i / BLOCK] as i16;
+                        assert_eq!((q.magnitudes[i], q.folded[i]), (high.unsigned_abs(), folded));
+                    }
                 }
             }
         }
@@ -233,14 +320,16 @@ mod tests {
     #[test]
     fn every_isa_gives_the_same_bits() {
         let x: Vec<f32> = (0..1000).map(|i| (i as f32).sin() / (1.0 + i as f32)).collect();
-        let expected = quantized(&x);
-        for isa in Isa::available() {
-            let mut q = Quantized::new(Layout::of(isa), x.len());
-            q.set(isa, &x);
-            assert_eq!(
-                (q.unit.to_bits(), &q.values, &q.multipliers, q.sum),
-                (expected.unit.to_bits(), &expected.values, &expected.multipliers, expected.sum)
-            );
+        for precision in BOTH {
+            let expected = quantized(&x, precision);
+            for isa in Isa::available() {
+                let mut q = Quantized::new(Layout::of(isa), x.len());
+                q.set(isa, &x, precision);
+                assert_eq!(
+                    (q.unit.to_bits(), &q.values, &q.multipliers, q.sum),
+                    (expected.unit.to_bits(), &expected.values, &expected.multipliers, expected.sum)
+                );
+            }
         }
     }
 }

@@ -12,20 +12,22 @@ use crate::{
     layout::Layout,
     matrix::Matrix,
     memory::Arena,
-    quantize::Quantized,
+    quantize::{Precision, Quantized},
 };
 
 /// Rows and columns that leave every layout's last tile partly empty.
 const SHAPE: [usize; 2] = [21, 11 * 32];
 
-/// Holds every product of a path (each code, one token and several) to the scalar path's bits.
+/// Holds every product of a path (each code, each precision, one token and several) to the scalar path's bits.
 ///
 /// # Errors
 /// [`MachineError::Device`] where they differ.
 pub(crate) fn check(isa: Isa) -> Result<(), MachineError> {
     for bits in Bits::ALL {
-        for tokens in [1, 5] {
-            if product(isa, bits, tokens)? != product(Isa::Scalar, bits, tokens)? {
+        for (tokens, precision) in
+            [(1, Precision::Coarse), (1, Precision::Fine), (5, Precision::Coarse), (5, Precision::Fine)]
+        {
+            if product(isa, bits, tokens, precision)? != product(Isa::Scalar, bits, tokens, precision)? {
                 return Err(MachineError::Device(format!(
                     "the {} kernels give wrong products on this processor ({} bits, {tokens} tokens): set UPG_ISA to \
                      another path ({}) and report it",
@@ -40,7 +42,7 @@ pub(crate) fn check(isa: Isa) -> Result<(), MachineError> {
 }
 
 /// The bits of a fixed random matrix times fixed random vectors.
-fn product(isa: Isa, bits: Bits, tokens: usize) -> Result<Vec<u32>, MachineError> {
+fn product(isa: Isa, bits: Bits, tokens: usize, precision: Precision) -> Result<Vec<u32>, MachineError> {
     let [rows, cols] = SHAPE;
     let mut random = SplitMix64(bits.get() as u64);
     let codes: Vec<u8> = (0..rows * cols * bits.get() / 8).map(|_| random.next() as u8).collect();
@@ -54,7 +56,7 @@ fn product(isa: Isa, bits: Bits, tokens: usize) -> Result<Vec<u32>, MachineError
         .map(|_| {
             let x: Vec<f32> = (0..cols).map(|_| random.next() as i32 as f32).collect();
             let mut quantized = Quantized::new(layout, cols);
-            quantized.set(isa, &x);
+            quantized.set(isa, &x, precision);
             quantized
         })
         .collect();
@@ -72,8 +74,10 @@ mod tests {
         for isa in Isa::available() {
             check(isa).unwrap();
         }
-        let product = product(Isa::Scalar, Bits::B3, 3).unwrap();
-        assert_eq!(product.len(), 3 * SHAPE[0]);
-        assert!(product.iter().all(|bits| *bits & 0x7fff_ffff != 0));
+        for precision in [Precision::Coarse, Precision::Fine] {
+            let product = product(Isa::Scalar, Bits::B3, 3, precision).unwrap();
+            assert_eq!(product.len(), 3 * SHAPE[0]);
+            assert!(product.iter().all(|bits| *bits & 0x7fff_ffff != 0));
+        }
     }
 }

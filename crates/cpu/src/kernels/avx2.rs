@@ -7,38 +7,81 @@ use crate::quantize::{CHUNK, Quantized};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations.
 ///
-/// The 16-bit pairs of `vpmaddubsw` cannot overflow: its unsigned operand is the activation's magnitude, its signed
-/// one the weight with the activation's sign, so a pair is at most 2 · 127 · 127.
-///
 /// # Safety
 /// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn gemv<const K: usize>(
+    tiles: *const u8,
+    chunks: usize,
+    token: &Quantized,
+    tables: &Tables,
+) -> RowSums {
+    // SAFETY: the caller's.
+    unsafe {
+        if token.is_fine() {
+            planes::<K, true>(tiles, chunks, token, tables)
+        } else {
+            planes::<K, false>(tiles, chunks, token, tables)
+        }
+    }
+}
+
+/// Steps after which the low plane's sums are widened: in 16 bits a step adds at most 2 · 7 · 127.
+const LOW_STEPS: usize = 16;
+
+/// [`gemv`] over the high plane and, where `FINE`, the low one.
+///
+/// The 16-bit pairs of `vpmaddubsw` cannot overflow. For the high plane its unsigned operand is the activation's
+/// magnitude, its signed one the weight with the activation's sign, so a pair is at most 2 · 127 · 127; the low plane is
+/// unsigned as it is, and so small that its pairs need widening only now and then.
+///
+/// # Safety
+/// As for [`gemv`]; `token` has a low plane where `FINE`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn planes<const K: usize, const FINE: bool>(
     mut tiles: *const u8,
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
 ) -> RowSums {
-    let (mut signed, mut unsigned) = (token.ordered.as_ptr(), token.magnitudes.as_ptr());
+    let (mut signed, mut unsigned) = (token.high.as_ptr(), token.magnitudes.as_ptr());
+    let mut low = token.low.as_ptr();
+    let ones = _mm256_set1_epi16(1);
     let mut totals = [_mm256_setzero_si256(); 2];
     for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let mut sums = _mm256_setzero_si256();
+        let (mut sums, mut low_sums) = (_mm256_setzero_si256(), _mm256_setzero_si256());
         for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
+            let mut low_pairs = _mm256_setzero_si256();
             // SAFETY: the caller's tiles and activations, a chunk at a time.
             unsafe {
                 super::prefetch::<K>(tiles);
                 macro_rules! step {
                     ($i:literal) => {
                         let weights = weights!(tiles, K, $i, tables);
-                        let weights = _mm256_sign_epi8(weights, broadcast!(signed.add(4 * $i)));
-                        let pairs = _mm256_maddubs_epi16(broadcast!(unsigned.add(4 * $i)), weights);
-                        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                        let turned = _mm256_sign_epi8(weights, broadcast!(signed.add(4 * $i)));
+                        let pairs = _mm256_maddubs_epi16(broadcast!(unsigned.add(4 * $i)), turned);
+                        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+                        if FINE {
+                            let pairs = _mm256_maddubs_epi16(broadcast!(low.add(4 * $i)), weights);
+                            low_pairs = _mm256_add_epi16(low_pairs, pairs);
+                            if ($i + 1) % LOW_STEPS == 0 {
+                                low_sums = _mm256_add_epi32(low_sums, _mm256_madd_epi16(low_pairs, ones));
+                                low_pairs = _mm256_setzero_si256();
+                            }
+                        }
                     };
                 }
                 each_weight!(step);
                 tiles = tiles.add(VECTOR * 4 * K);
                 (signed, unsigned) = (signed.add(CHUNK), unsigned.add(CHUNK));
+                if FINE {
+                    low = low.add(CHUNK);
+                }
             }
+        }
+        if FINE {
+            sums = join(sums, low_sums);
         }
         add_block(&mut totals, sums, token.multipliers[block]);
     }
@@ -68,8 +111,8 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 }
 
 /// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals. A step
-/// multiplies 16-bit weights by activations that already have their multipliers in them (at most 64 · 127): a block's
-/// sums stay below 2^28.
+/// multiplies 16-bit weights by activations that already have their multipliers in them (at most 32 · 1016), 8 at most to
+/// a sum and block of columns: the sums of [`super::planar_products::SPAN_BLOCKS`] blocks stay below 2^31.
 ///
 /// # Safety
 /// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each.

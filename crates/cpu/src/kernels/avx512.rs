@@ -11,7 +11,7 @@ use upg_codec::{Bits, GROUP};
 
 use crate::{
     layout::spread_column,
-    quantize::{BLOCK, CHUNK, Quantized},
+    quantize::{BLOCK, CHUNK, LOW_BITS, Quantized},
 };
 
 /// Bytes of a vector.
@@ -38,8 +38,8 @@ pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
 
-/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 127 · 8 weights · 64 to one.
-const BLOCKS_IN_32_BITS: usize = 128;
+/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 1016 · 8 weights · 32 to one.
+const BLOCKS_IN_32_BITS: usize = 32;
 
 /// The constants of one code.
 #[repr(align(64))]
@@ -145,38 +145,75 @@ fn look_up(states: __m512i, values: &[__m512i; 4]) -> __m512i {
 /// chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn gemv<const K: usize>(
+    codes: *const u8,
+    chunks: usize,
+    token: &Quantized,
+    constants: &Constants,
+) -> i64 {
+    // SAFETY: the caller's.
+    unsafe {
+        if token.is_fine() {
+            planes::<K, true>(codes, chunks, token, constants)
+        } else {
+            planes::<K, false>(codes, chunks, token, constants)
+        }
+    }
+}
+
+/// [`gemv`] over the high plane and, where `FINE`, the low one.
+///
+/// # Safety
+/// As for [`gemv`]; `token` has a low plane where `FINE`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+unsafe fn planes<const K: usize, const FINE: bool>(
     mut codes: *const u8,
     chunks: usize,
     token: &Quantized,
     constants: &Constants,
 ) -> i64 {
     let r = registers(constants);
-    let mut activations = token.ordered.as_ptr();
+    let (mut high, mut low) = (token.high.as_ptr(), token.low.as_ptr());
     let mut total = 0;
     let blocks = chunks.div_ceil(BLOCK_CHUNKS);
     for first in (0..blocks).step_by(BLOCKS_IN_32_BITS) {
         let mut sums = _mm512_setzero_si512();
         for block in first..blocks.min(first + BLOCKS_IN_32_BITS) {
             let mut halves = [_mm512_setzero_si512(); VECTORS];
+            let mut low_halves = [_mm512_setzero_si512(); VECTORS];
             for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
                 // SAFETY: the caller's codes and activations, a chunk at a time; a prefetch may have any address.
                 unsafe {
                     _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(super::PREFETCH).cast());
                     let weights = chunk::<K>(codes, &r);
-                    for (vector, half) in halves.iter_mut().enumerate() {
-                        let a = _mm512_loadu_si512(activations.add(vector * VECTOR).cast());
-                        *half = _mm512_dpbusd_epi32(*half, weights[vector], a);
+                    for vector in 0..VECTORS {
+                        let at = vector * VECTOR;
+                        let plane = _mm512_loadu_si512(high.add(at).cast());
+                        halves[vector] = _mm512_dpbusd_epi32(halves[vector], weights[vector], plane);
+                        if FINE {
+                            let plane = _mm512_loadu_si512(low.add(at).cast());
+                            low_halves[vector] =
+                                _mm512_dpbusd_epi32(low_halves[vector], weights[vector], plane);
+                        }
                     }
-                    (codes, activations) = (codes.add(CHUNK / 8 * K), activations.add(CHUNK));
+                    (codes, high) = (codes.add(CHUNK / 8 * K), high.add(CHUNK));
+                    if FINE {
+                        low = low.add(CHUNK);
+                    }
                 }
             }
-            let block_sums = _mm512_add_epi32(halves[0], halves[1]);
+            let mut block_sums = _mm512_add_epi32(halves[0], halves[1]);
+            if FINE {
+                let low_sums = _mm512_add_epi32(low_halves[0], low_halves[1]);
+                block_sums =
+                    _mm512_add_epi32(_mm512_slli_epi32::<{ LOW_BITS as u32 }>(block_sums), low_sums);
+            }
             let multiplier = _mm512_set1_epi32(token.multipliers[block]);
             sums = _mm512_add_epi32(sums, _mm512_mullo_epi32(block_sums, multiplier));
         }
-        let low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums));
-        let high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums));
-        total += _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
+        let first = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums));
+        let second = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums));
+        total += _mm512_reduce_add_epi64(_mm512_add_epi64(first, second));
     }
     total
 }
@@ -259,7 +296,7 @@ impl Totals {
     }
 }
 
-/// Adds the products of a decoded block with `T` tokens' activations to the tokens' totals.
+/// Adds the products of a decoded block with a plane of `T` tokens' activations to the tokens' totals.
 ///
 /// # Safety
 /// `activations` points to a dword for each of the first `steps` steps, `steps` being at most [`STEPS`].

@@ -10,7 +10,7 @@ use upg_codec::{Bits, Table};
 
 use crate::{
     layout::TILE_ROWS,
-    quantize::{BLOCK, CHUNK},
+    quantize::{BLOCK, CHUNK, LOW_BITS},
 };
 
 /// Bytes of a vector.
@@ -150,6 +150,13 @@ macro_rules! each_weight {
 }
 
 pub(super) use {broadcast, each_weight, load, look_up, weights};
+
+/// The sums of a fine vector's products from those of its planes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn join(high: __m256i, low: __m256i) -> __m256i {
+    _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low)
+}
 
 /// Adds `sums · multiplier` to 64-bit totals: the even rows' and the odd rows'.
 #[inline]

@@ -21,8 +21,18 @@ const PAIR_ROWS: usize = 2 * TILE_ROWS;
 /// The most tokens whose sums the registers hold.
 const MAX_TOKENS: usize = 6;
 
-/// Bytes of a block of two decoded tiles: at most 16 bits a weight.
-const DECODED: usize = 2 * BLOCK_CHUNKS * CHUNK * PAIR_ROWS;
+/// Blocks of columns that are decoded at a time: together with the activations that they meet they stay in the first
+/// cache.
+pub(super) const SPAN_BLOCKS: usize = 4;
+
+/// Chunks of a span.
+const SPAN_CHUNKS: usize = SPAN_BLOCKS * BLOCK_CHUNKS;
+
+/// Bytes of a span of two decoded tiles: at most 16 bits a weight.
+const DECODED: usize = 2 * SPAN_CHUNKS * CHUNK * PAIR_ROWS;
+
+/// Bytes of a step of two decoded tiles.
+const STEP: usize = 2 * VECTOR;
 
 /// A thread's memory for products with several tokens.
 pub(super) struct Buffers {
@@ -54,8 +64,9 @@ fn offset_sum(isa: Isa, token: &Quantized) -> i64 {
 fn check(token: &Quantized, chunks: usize) {
     let len = chunks * CHUNK;
     assert!(
-        token.ordered.len() >= len
+        token.high.len() >= len
             && token.magnitudes.len() >= len
+            && (!token.is_fine() || token.low.len() >= len)
             && token.folded.len() >= len
             && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
         "activations of another width"
@@ -93,7 +104,7 @@ pub(super) fn single(isa: Isa, matrix: &T8, rows: Range<usize>, token: &Quantize
     }
 }
 
-/// Several tokens: sixteen rows at a time, a block of columns decoded once and multiplied by every token.
+/// Several tokens: sixteen rows at a time, a span of columns decoded once and multiplied by every token.
 pub(super) fn several(
     isa: Isa,
     matrix: &T8,
@@ -111,9 +122,10 @@ pub(super) fn several(
         totals.clear();
         // SAFETY: an `Isa` with this layout is chosen only where the processor has AVX2.
         totals.resize(tokens.len(), unsafe { PairTotals::zero() });
-        for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-            let steps = decode_block(isa, matrix, (first, rows.end), block, &tables, &mut decoded.0);
-            multiply_block(isa, &decoded.0, steps, tokens, block, totals);
+        for start in (0..chunks).step_by(SPAN_CHUNKS) {
+            let span = start..chunks.min(start + SPAN_CHUNKS);
+            decode_span(isa, matrix, (first, rows.end), span.clone(), &tables, &mut decoded.0);
+            multiply_span(isa, &decoded.0, tokens, span, totals);
         }
         let end = rows.end.min(first + PAIR_ROWS);
         for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
@@ -128,45 +140,45 @@ pub(super) fn several(
     }
 }
 
-/// Decodes a block of columns of the rows from `first` on, two tiles side by side (the second is left as it is where
-/// the rows end before it: its sums are not used). Returns the number of steps.
-fn decode_block(
+/// Steps of a decoded chunk.
+fn chunk_steps(isa: Isa) -> usize {
+    if isa == Isa::AvxVnni { 32 } else { 64 }
+}
+
+/// Decodes a span of columns (its chunks) of the rows from `first` on, two tiles side by side (the second is left as it
+/// is where the rows end before it: its sums are not used).
+fn decode_span(
     isa: Isa,
     matrix: &T8,
     (first, end): (usize, usize),
-    block: usize,
+    span: Range<usize>,
     tables: &Tables,
     decoded: &mut [u8; DECODED],
-) -> usize {
-    let chunk_steps = if isa == Isa::AvxVnni { 32 } else { 64 };
-    let chunks = block * BLOCK_CHUNKS..matrix.cols.div_ceil(CHUNK).min((block + 1) * BLOCK_CHUNKS);
-    let stride = 2 * VECTOR;
+) {
+    let chunk_bytes = chunk_steps(isa) * STEP;
     for (pair, row) in (first..end.min(first + PAIR_ROWS)).step_by(TILE_ROWS).enumerate() {
-        for (i, chunk) in chunks.clone().enumerate() {
+        for (chunk, decoded) in span.clone().zip(decoded.chunks_exact_mut(chunk_bytes)) {
             let start = row / TILE_ROWS * tile_row_bytes(matrix) + chunk * tile_bytes(matrix);
             let tile = matrix.codes[start..][..tile_bytes(matrix)].as_ptr();
-            let to = decoded[i * chunk_steps * stride..][..chunk_steps * stride].as_mut_ptr();
             // SAFETY: the slices are a tile and the room for its steps; `pair` shifts by one of a step's two vectors;
             // an `Isa` is chosen only where the processor has it.
             unsafe {
-                let to = to.add(pair * VECTOR);
+                let to = decoded.as_mut_ptr().add(pair * VECTOR);
                 match isa {
-                    Isa::AvxVnni => for_bits!(matrix.bits, vnni::decode(tile, tables, to, stride)),
-                    _ => for_bits!(matrix.bits, avx2::decode(tile, tables, to, stride)),
+                    Isa::AvxVnni => for_bits!(matrix.bits, vnni::decode(tile, tables, to, STEP)),
+                    _ => for_bits!(matrix.bits, avx2::decode(tile, tables, to, STEP)),
                 }
             }
         }
     }
-    chunks.len() * chunk_steps
 }
 
-/// Multiplies a decoded block by all tokens, as many at a time as the registers hold.
-fn multiply_block(
+/// Multiplies a decoded span by all tokens, as many at a time as the registers hold.
+fn multiply_span(
     isa: Isa,
     decoded: &[u8; DECODED],
-    steps: usize,
     tokens: &[Quantized],
-    block: usize,
+    span: Range<usize>,
     totals: &mut [PairTotals],
 ) {
     let (mut tokens, mut totals) = (tokens, totals);
@@ -180,10 +192,10 @@ fn multiply_block(
         let (now, later) = tokens.split_at(count);
         let (now_totals, later_totals) = totals.split_at_mut(count);
         match count {
-            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(isa, decoded, steps, now, block, now_totals),
-            4 => multiply_tokens::<4>(isa, decoded, steps, now, block, now_totals),
-            2 => multiply_tokens::<2>(isa, decoded, steps, now, block, now_totals),
-            _ => multiply_tokens::<1>(isa, decoded, steps, now, block, now_totals),
+            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(isa, decoded, now, span.clone(), now_totals),
+            4 => multiply_tokens::<4>(isa, decoded, now, span.clone(), now_totals),
+            2 => multiply_tokens::<2>(isa, decoded, now, span.clone(), now_totals),
+            _ => multiply_tokens::<1>(isa, decoded, now, span.clone(), now_totals),
         }
         (tokens, totals) = (later, later_totals);
     }
@@ -192,9 +204,8 @@ fn multiply_block(
 fn multiply_tokens<const T: usize>(
     isa: Isa,
     decoded: &[u8; DECODED],
-    steps: usize,
     tokens: &[Quantized],
-    block: usize,
+    span: Range<usize>,
     totals: &mut [PairTotals],
 ) {
     let (Ok(tokens), Ok(totals)) =
@@ -202,17 +213,24 @@ fn multiply_tokens<const T: usize>(
     else {
         return;
     };
-    let start = block * BLOCK_CHUNKS * CHUNK;
-    // SAFETY: `decode_block` has written the steps; `check` has counted the activations, of which a block's steps read
-    // no more than a block's (four int8 or two int16 a step); an `Isa` is chosen only where the processor has it.
-    unsafe {
-        if isa == Isa::AvxVnni {
-            let activations = tokens.each_ref().map(|token| token.ordered[start..].as_ptr().cast());
-            let multipliers = tokens.each_ref().map(|token| token.multipliers[block]);
-            vnni::tokens(decoded.as_ptr(), steps, activations, multipliers, totals);
-        } else {
-            let activations = tokens.each_ref().map(|token| token.folded[start..].as_ptr().cast());
-            avx2::tokens(decoded.as_ptr(), steps, activations, totals);
+    if isa != Isa::AvxVnni {
+        let activations = tokens.each_ref().map(|token| token.folded[span.start * CHUNK..].as_ptr().cast());
+        // SAFETY: `decode_span` has written the steps; `check` has counted the activations, two a step; an `Isa` is
+        // chosen only where the processor has it.
+        unsafe { avx2::tokens(decoded.as_ptr(), span.len() * chunk_steps(isa), activations, totals) };
+        return;
+    }
+    for (i, first) in span.clone().step_by(BLOCK_CHUNKS).enumerate() {
+        let decoded = decoded[i * BLOCK_CHUNKS * chunk_steps(isa) * STEP..].as_ptr();
+        let steps = span.end.min(first + BLOCK_CHUNKS).saturating_sub(first) * chunk_steps(isa);
+        for plane in tokens[0].planes() {
+            let activations =
+                tokens.each_ref().map(|token| token.plane(plane).0[first * CHUNK..].as_ptr().cast());
+            let multipliers = tokens
+                .each_ref()
+                .map(|token| token.plane(plane).1 * token.multipliers[first / BLOCK_CHUNKS]);
+            // SAFETY: as above, with four activations a step.
+            unsafe { vnni::tokens(decoded, steps, activations, multipliers, totals) };
         }
     }
 }

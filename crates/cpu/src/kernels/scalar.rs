@@ -38,7 +38,7 @@ fn decode(matrix: &T8, row: usize, values: &mut [i8]) {
     }
 }
 
-/// `Σ multiplier · Σ weight · value`, exactly.
+/// `Σ multiplier · Σ weight · value`, exactly: a block's sum stays below 2^24.
 fn dot(weights: &[i8], token: &Quantized) -> i64 {
     let blocks = weights.chunks(BLOCK).zip(token.values.chunks_exact(BLOCK));
     let sums = blocks.zip(&token.multipliers).map(|((weights, values), &multiplier)| {

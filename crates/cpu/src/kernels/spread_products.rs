@@ -45,7 +45,9 @@ impl Buffers {
 /// Checks that a token has the activations that `chunks` chunks are multiplied by.
 fn check(token: &Quantized, chunks: usize) {
     assert!(
-        token.ordered.len() >= chunks * CHUNK && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
+        token.high.len() >= chunks * CHUNK
+            && (!token.is_fine() || token.low.len() >= chunks * CHUNK)
+            && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
         "activations of another width"
     );
 }
@@ -158,9 +160,12 @@ fn multiply_tokens<const T: usize>(
     else {
         return;
     };
-    let start = block * BLOCK;
-    let activations = batch.each_ref().map(|token| token.ordered[start..start + 4 * steps].as_ptr().cast());
-    let multipliers = batch.each_ref().map(|token| token.multipliers[block]);
-    // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
-    unsafe { tokens(decoded, steps, activations, multipliers, totals) };
+    let columns = block * BLOCK..block * BLOCK + 4 * steps;
+    for plane in batch[0].planes() {
+        let activations =
+            batch.each_ref().map(|token| token.plane(plane).0[columns.clone()].as_ptr().cast());
+        let multipliers = batch.each_ref().map(|token| token.plane(plane).1 * token.multipliers[block]);
+        // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
+        unsafe { tokens(decoded, steps, activations, multipliers, totals) };
+    }
 }

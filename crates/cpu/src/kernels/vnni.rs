@@ -7,21 +7,43 @@ use super::planar::*;
 use crate::quantize::{CHUNK, Quantized};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations; weights are
-/// offset. A block's sums stay below 2^23.
+/// offset.
 ///
 /// # Safety
 /// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) unsafe fn gemv<const K: usize>(
+    tiles: *const u8,
+    chunks: usize,
+    token: &Quantized,
+    tables: &Tables,
+) -> RowSums {
+    // SAFETY: the caller's.
+    unsafe {
+        if token.is_fine() {
+            planes::<K, true>(tiles, chunks, token, tables)
+        } else {
+            planes::<K, false>(tiles, chunks, token, tables)
+        }
+    }
+}
+
+/// [`gemv`] over the high plane and, where `FINE`, the low one. A block's sums stay below 2^26.
+///
+/// # Safety
+/// As for [`gemv`]; `token` has a low plane where `FINE`.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn planes<const K: usize, const FINE: bool>(
     mut tiles: *const u8,
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
 ) -> RowSums {
-    let mut activations = token.ordered.as_ptr();
+    let (mut high, mut low) = (token.high.as_ptr(), token.low.as_ptr());
     let mut totals = [_mm256_setzero_si256(); 2];
     for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let mut sums = _mm256_setzero_si256();
+        let (mut sums, mut low_sums) = (_mm256_setzero_si256(), _mm256_setzero_si256());
         for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
             // SAFETY: the caller's tiles and activations, a chunk at a time.
             unsafe {
@@ -29,13 +51,22 @@ pub(super) unsafe fn gemv<const K: usize>(
                 macro_rules! step {
                     ($i:literal) => {
                         let weights = weights!(tiles, K, $i, tables);
-                        sums = _mm256_dpbusd_avx_epi32(sums, weights, broadcast!(activations.add(4 * $i)));
+                        sums = _mm256_dpbusd_avx_epi32(sums, weights, broadcast!(high.add(4 * $i)));
+                        if FINE {
+                            low_sums = _mm256_dpbusd_avx_epi32(low_sums, weights, broadcast!(low.add(4 * $i)));
+                        }
                     };
                 }
                 each_weight!(step);
                 tiles = tiles.add(VECTOR * 4 * K);
-                activations = activations.add(CHUNK);
+                high = high.add(CHUNK);
+                if FINE {
+                    low = low.add(CHUNK);
+                }
             }
+        }
+        if FINE {
+            sums = join(sums, low_sums);
         }
         add_block(&mut totals, sums, token.multipliers[block]);
     }
@@ -59,7 +90,7 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
     }
 }
 
-/// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
+/// Adds the products of two decoded tiles, side by side, with a plane of `T` tokens' activations to the tokens' totals.
 ///
 /// # Safety
 /// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each.
