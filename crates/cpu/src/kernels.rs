@@ -76,17 +76,17 @@ pub(crate) fn multiply(
     }
 }
 
-/// Calls a function that is generic over the bits a weight.
+/// Calls a function that is generic over the bits a weight, and perhaps over another constant.
 #[cfg(target_arch = "x86_64")]
 macro_rules! for_bits {
-    ($bits:expr, $($function:ident)::+ ($($arg:expr),* $(,)?)) => {
+    ($bits:expr, $($function:ident)::+ $(<$other:ident>)? ($($arg:expr),* $(,)?)) => {
         match $bits {
-            upg_codec::Bits::B2 => $($function)::+::<2>($($arg),*),
-            upg_codec::Bits::B3 => $($function)::+::<3>($($arg),*),
-            upg_codec::Bits::B4 => $($function)::+::<4>($($arg),*),
-            upg_codec::Bits::B5 => $($function)::+::<5>($($arg),*),
-            upg_codec::Bits::B6 => $($function)::+::<6>($($arg),*),
-            upg_codec::Bits::B8 => $($function)::+::<8>($($arg),*),
+            upg_codec::Bits::B2 => $($function)::+::<2 $(, $other)?>($($arg),*),
+            upg_codec::Bits::B3 => $($function)::+::<3 $(, $other)?>($($arg),*),
+            upg_codec::Bits::B4 => $($function)::+::<4 $(, $other)?>($($arg),*),
+            upg_codec::Bits::B5 => $($function)::+::<5 $(, $other)?>($($arg),*),
+            upg_codec::Bits::B6 => $($function)::+::<6 $(, $other)?>($($arg),*),
+            upg_codec::Bits::B8 => $($function)::+::<8 $(, $other)?>($($arg),*),
         }
     };
 }

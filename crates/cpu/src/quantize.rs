@@ -16,18 +16,16 @@ pub(crate) const CHUNK: usize = 128;
 /// The largest multiplier: how much finer than the largest block's the steps of a block may be.
 const FINEST: f32 = 32.0;
 
-/// The largest value of the high plane.
-const HIGH: f32 = 127.0;
-
-/// Bits of the low plane.
-pub(crate) const LOW_BITS: usize = 3;
+/// Bits of the low plane of a fine vector.
+pub(crate) const LOW_BITS: usize = 4;
 
 /// How finely a vector is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Precision {
     /// 8 bits: values in `-127..=127`, the high plane alone.
     Coarse,
-    /// 11 bits: values in `-1016..=1016`, a high and a low plane.
+    /// 11 bits: values in `-1008..=1008`, a high plane in `-63..=63` and a low plane in `0..16`. Both are so small that
+    /// products can be summed in 16 bits for some steps.
     Fine,
 }
 
@@ -35,8 +33,8 @@ impl Precision {
     /// The largest value.
     fn largest(self) -> f32 {
         match self {
-            Precision::Coarse => HIGH,
-            Precision::Fine => HIGH * (1 << LOW_BITS) as f32,
+            Precision::Coarse => 127.0,
+            Precision::Fine => (63 << LOW_BITS) as f32,
         }
     }
 }
@@ -60,7 +58,7 @@ pub(crate) struct Quantized {
     pub high: Vec<i8>,
     /// `|high|`.
     pub magnitudes: Vec<u8>,
-    /// The low plane of `ordered`, in `0..8`; empty where the vector is coarse.
+    /// The low plane of `ordered`, in `0..16`; empty where the vector is coarse.
     pub low: Vec<i8>,
     /// `ordered` times the multipliers, where a kernel multiplies many tokens in 16 bits, in its order.
     pub folded: Vec<i16>,

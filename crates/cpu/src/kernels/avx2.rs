@@ -5,87 +5,106 @@ use std::arch::x86_64::*;
 use super::planar::*;
 use crate::quantize::{CHUNK, Quantized};
 
-/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations.
+/// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
+/// are the look-up tables.
 ///
 /// # Safety
-/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
+/// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn gemv<const K: usize>(
-    tiles: *const u8,
+pub(super) unsafe fn gemv<const K: usize, const N: usize>(
+    tiles: [*const u8; N],
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
-) -> RowSums {
+) -> [RowSums; N] {
     // SAFETY: the caller's.
     unsafe {
         if token.is_fine() {
-            planes::<K, true>(tiles, chunks, token, tables)
+            planes::<K, N, true>(tiles, chunks, token, tables)
         } else {
-            planes::<K, false>(tiles, chunks, token, tables)
+            planes::<K, N, false>(tiles, chunks, token, tables)
         }
     }
 }
 
-/// Steps after which the low plane's sums are widened: in 16 bits a step adds at most 2 · 7 · 127.
-const LOW_STEPS: usize = 16;
+/// Steps whose products with a fine vector's high plane 16 bits can sum: each adds at most 2 · 63 · 127.
+const HIGH_STEPS: usize = 2;
+
+/// And with its low plane: each adds at most 2 · 15 · 127.
+const LOW_STEPS: usize = 8;
 
 /// [`gemv`] over the high plane and, where `FINE`, the low one.
 ///
 /// The 16-bit pairs of `vpmaddubsw` cannot overflow. For the high plane its unsigned operand is the activation's
 /// magnitude, its signed one the weight with the activation's sign, so a pair is at most 2 · 127 · 127; the low plane is
-/// unsigned as it is, and so small that its pairs need widening only now and then.
+/// unsigned as it is.
 ///
 /// # Safety
 /// As for [`gemv`]; `token` has a low plane where `FINE`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn planes<const K: usize, const FINE: bool>(
-    mut tiles: *const u8,
+unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
+    mut tiles: [*const u8; N],
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
-) -> RowSums {
+) -> [RowSums; N] {
     let (mut signed, mut unsigned) = (token.high.as_ptr(), token.magnitudes.as_ptr());
     let mut low = token.low.as_ptr();
-    let ones = _mm256_set1_epi16(1);
-    let mut totals = [_mm256_setzero_si256(); 2];
+    let zero = _mm256_setzero_si256();
+    let mut totals = [[zero; 2]; N];
     for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let (mut sums, mut low_sums) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+        let (mut sums, mut low_sums) = ([zero; N], [zero; N]);
         for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
-            let mut low_pairs = _mm256_setzero_si256();
+            let (mut pairs, mut low_pairs) = ([zero; N], [zero; N]);
             // SAFETY: the caller's tiles and activations, a chunk at a time.
             unsafe {
-                super::prefetch::<K>(tiles);
+                for tile in tiles {
+                    super::prefetch::<K>(tile);
+                }
                 macro_rules! step {
                     ($i:literal) => {
-                        let weights = weights!(tiles, K, $i, tables);
-                        let turned = _mm256_sign_epi8(weights, broadcast!(signed.add(4 * $i)));
-                        let pairs = _mm256_maddubs_epi16(broadcast!(unsigned.add(4 * $i)), turned);
-                        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                        if FINE {
-                            let pairs = _mm256_maddubs_epi16(broadcast!(low.add(4 * $i)), weights);
-                            low_pairs = _mm256_add_epi16(low_pairs, pairs);
-                            if ($i + 1) % LOW_STEPS == 0 {
-                                low_sums = _mm256_add_epi32(low_sums, _mm256_madd_epi16(low_pairs, ones));
-                                low_pairs = _mm256_setzero_si256();
+                        let (signs, magnitudes) =
+                            (broadcast!(signed.add(4 * $i)), broadcast!(unsigned.add(4 * $i)));
+                        for n in 0..N {
+                            let weights = weights!(tiles[n], K, $i, tables);
+                            let turned = _mm256_sign_epi8(weights, signs);
+                            pairs[n] = _mm256_add_epi16(pairs[n], _mm256_maddubs_epi16(magnitudes, turned));
+                            if !FINE || ($i + 1) % HIGH_STEPS == 0 {
+                                widen(&mut sums[n], &mut pairs[n]);
+                            }
+                            if FINE {
+                                let products = _mm256_maddubs_epi16(broadcast!(low.add(4 * $i)), weights);
+                                low_pairs[n] = _mm256_add_epi16(low_pairs[n], products);
+                                if ($i + 1) % LOW_STEPS == 0 {
+                                    widen(&mut low_sums[n], &mut low_pairs[n]);
+                                }
                             }
                         }
                     };
                 }
                 each_weight!(step);
-                tiles = tiles.add(VECTOR * 4 * K);
+                tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
                 (signed, unsigned) = (signed.add(CHUNK), unsigned.add(CHUNK));
                 if FINE {
                     low = low.add(CHUNK);
                 }
             }
         }
-        if FINE {
-            sums = join(sums, low_sums);
+        for ((totals, sums), low_sums) in totals.iter_mut().zip(sums).zip(low_sums) {
+            let sums = if FINE { join(sums, low_sums) } else { sums };
+            add_block(totals, sums, token.multipliers[block]);
         }
-        add_block(&mut totals, sums, token.multipliers[block]);
     }
-    rows(totals)
+    totals.map(|totals| rows(totals))
+}
+
+/// Adds pairs of 16 bits to sums of 32, and begins new ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(sums: &mut __m256i, pairs: &mut __m256i) {
+    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(*pairs, _mm256_set1_epi16(1)));
+    *pairs = _mm256_setzero_si256();
 }
 
 /// Decodes a tile for [`tokens`]: weight `i` of the 32 groups as two vectors of 16 bits, the even groups' and the odd
@@ -110,12 +129,13 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
     }
 }
 
-/// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals. A step
-/// multiplies 16-bit weights by activations that already have their multipliers in them (at most 32 · 1016), 8 at most to
-/// a sum and block of columns: the sums of [`super::planar_products::SPAN_BLOCKS`] blocks stay below 2^31.
+/// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
+///
+/// Weights of 16 bits meet activations that already have their multipliers in them, at most 32 · 1008 (fine) or 32 · 127.
+/// A step adds two products to a sum, a block of columns 64 steps: the sums of a span's four blocks stay below 2^31.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each.
+/// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each; a span has no more steps.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn tokens<const T: usize>(
     decoded: *const u8,

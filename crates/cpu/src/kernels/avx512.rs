@@ -38,7 +38,7 @@ pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
 
-/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 1016 · 8 weights · 32 to one.
+/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 1008 · 8 weights · 32 to one.
 const BLOCKS_IN_32_BITS: usize = 32;
 
 /// The constants of one code.
@@ -205,8 +205,7 @@ unsafe fn planes<const K: usize, const FINE: bool>(
             let mut block_sums = _mm512_add_epi32(halves[0], halves[1]);
             if FINE {
                 let low_sums = _mm512_add_epi32(low_halves[0], low_halves[1]);
-                block_sums =
-                    _mm512_add_epi32(_mm512_slli_epi32::<{ LOW_BITS as u32 }>(block_sums), low_sums);
+                block_sums = _mm512_add_epi32(_mm512_slli_epi32::<{ LOW_BITS as u32 }>(block_sums), low_sums);
             }
             let multiplier = _mm512_set1_epi32(token.multipliers[block]);
             sums = _mm512_add_epi32(sums, _mm512_mullo_epi32(block_sums, multiplier));

@@ -1,4 +1,4 @@
-//! Products over the lane-planar layout: eight rows and one token, or sixteen rows and many.
+//! Products over the lane-planar layout: sixteen rows and one token, or many.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use upg_codec::Isa;
 
 use super::{
     avx2, for_bits, output,
-    planar::{BLOCK_CHUNKS, OFFSET, PairTotals, Tables, VECTOR},
+    planar::{BLOCK_CHUNKS, OFFSET, PairTotals, RowSums, Tables, VECTOR},
     vnni,
 };
 use crate::{
@@ -15,15 +15,14 @@ use crate::{
     quantize::{CHUNK, Quantized},
 };
 
-/// Rows that are multiplied by many tokens at a time: those of two tiles.
+/// Rows that are multiplied at a time: those of two tiles.
 const PAIR_ROWS: usize = 2 * TILE_ROWS;
 
 /// The most tokens whose sums the registers hold.
 const MAX_TOKENS: usize = 6;
 
-/// Blocks of columns that are decoded at a time: together with the activations that they meet they stay in the first
-/// cache.
-pub(super) const SPAN_BLOCKS: usize = 4;
+/// Blocks of columns that are decoded at a time: as many as can be summed in 32 bits (see [`avx2::tokens`]).
+const SPAN_BLOCKS: usize = 4;
 
 /// Chunks of a span.
 const SPAN_CHUNKS: usize = SPAN_BLOCKS * BLOCK_CHUNKS;
@@ -82,25 +81,41 @@ fn tile_bytes(matrix: &T8) -> usize {
     4 * matrix.bits.get() * VECTOR
 }
 
-/// One token: eight rows at a time, decoded in registers.
+/// One token: sixteen rows at a time, eight where only so many are left, decoded in registers.
 pub(super) fn single(isa: Isa, matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut [f32]) {
-    let chunks = matrix.cols.div_ceil(CHUNK);
-    check(token, chunks);
-    let (tables, offset) = (tables(isa, matrix), offset_sum(isa, token));
-    for (row, y) in rows.step_by(TILE_ROWS).zip(y.chunks_mut(TILE_ROWS)) {
-        let tiles =
-            matrix.codes[row / TILE_ROWS * tile_row_bytes(matrix)..][..tile_row_bytes(matrix)].as_ptr();
-        // SAFETY: the slice holds the tiles of eight rows, `check` has counted the activations, and an `Isa` is chosen
-        // only where the processor has it.
-        let totals = unsafe {
-            match isa {
-                Isa::AvxVnni => for_bits!(matrix.bits, vnni::gemv(tiles, chunks, token, &tables)),
-                _ => for_bits!(matrix.bits, avx2::gemv(tiles, chunks, token, &tables)),
-            }
-        };
-        for ((y, total), scale) in y.iter_mut().zip(totals).zip(&matrix.scales[row..]) {
-            *y = output(total - offset, token.unit, *scale);
+    check(token, matrix.cols.div_ceil(CHUNK));
+    let tables = tables(isa, matrix);
+    for (row, y) in rows.step_by(PAIR_ROWS).zip(y.chunks_mut(PAIR_ROWS)) {
+        if y.len() > TILE_ROWS {
+            tiles::<2>(isa, matrix, row, token, &tables, y);
+        } else {
+            tiles::<1>(isa, matrix, row, token, &tables, y);
         }
+    }
+}
+
+/// The products of the `N` times eight rows from `row` on, as many as `y` has room for.
+fn tiles<const N: usize>(
+    isa: Isa,
+    matrix: &T8,
+    row: usize,
+    token: &Quantized,
+    tables: &Tables,
+    y: &mut [f32],
+) {
+    let (chunks, bytes) = (matrix.cols.div_ceil(CHUNK), tile_row_bytes(matrix));
+    let tiles = std::array::from_fn(|n| matrix.codes[(row / TILE_ROWS + n) * bytes..][..bytes].as_ptr());
+    // SAFETY: each slice holds the tiles of eight rows, `single` has counted the activations, and an `Isa` is chosen
+    // only where the processor has it.
+    let totals: [RowSums; N] = unsafe {
+        match isa {
+            Isa::AvxVnni => for_bits!(matrix.bits, vnni::gemv<N>(tiles, chunks, token, tables)),
+            _ => for_bits!(matrix.bits, avx2::gemv<N>(tiles, chunks, token, tables)),
+        }
+    };
+    let offset = offset_sum(isa, token);
+    for ((y, total), scale) in y.iter_mut().zip(totals.as_flattened()).zip(&matrix.scales[row..]) {
+        *y = output(total - offset, token.unit, *scale);
     }
 }
 
@@ -226,9 +241,8 @@ fn multiply_tokens<const T: usize>(
         for plane in tokens[0].planes() {
             let activations =
                 tokens.each_ref().map(|token| token.plane(plane).0[first * CHUNK..].as_ptr().cast());
-            let multipliers = tokens
-                .each_ref()
-                .map(|token| token.plane(plane).1 * token.multipliers[first / BLOCK_CHUNKS]);
+            let multipliers =
+                tokens.each_ref().map(|token| token.plane(plane).1 * token.multipliers[first / BLOCK_CHUNKS]);
             // SAFETY: as above, with four activations a step.
             unsafe { vnni::tokens(decoded, steps, activations, multipliers, totals) };
         }

@@ -162,8 +162,7 @@ fn multiply_tokens<const T: usize>(
     };
     let columns = block * BLOCK..block * BLOCK + 4 * steps;
     for plane in batch[0].planes() {
-        let activations =
-            batch.each_ref().map(|token| token.plane(plane).0[columns.clone()].as_ptr().cast());
+        let activations = batch.each_ref().map(|token| token.plane(plane).0[columns.clone()].as_ptr().cast());
         let multipliers = batch.each_ref().map(|token| token.plane(plane).1 * token.multipliers[block]);
         // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
         unsafe { tokens(decoded, steps, activations, multipliers, totals) };

@@ -6,24 +6,24 @@ use std::arch::x86_64::*;
 use super::planar::*;
 use crate::quantize::{CHUNK, Quantized};
 
-/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations; weights are
-/// offset.
+/// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
+/// are the look-up tables; weights are offset.
 ///
 /// # Safety
-/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
+/// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
 #[target_feature(enable = "avx2,avxvnni")]
-pub(super) unsafe fn gemv<const K: usize>(
-    tiles: *const u8,
+pub(super) unsafe fn gemv<const K: usize, const N: usize>(
+    tiles: [*const u8; N],
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
-) -> RowSums {
+) -> [RowSums; N] {
     // SAFETY: the caller's.
     unsafe {
         if token.is_fine() {
-            planes::<K, true>(tiles, chunks, token, tables)
+            planes::<K, N, true>(tiles, chunks, token, tables)
         } else {
-            planes::<K, false>(tiles, chunks, token, tables)
+            planes::<K, N, false>(tiles, chunks, token, tables)
         }
     }
 }
@@ -34,43 +34,50 @@ pub(super) unsafe fn gemv<const K: usize>(
 /// As for [`gemv`]; `token` has a low plane where `FINE`.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]
-unsafe fn planes<const K: usize, const FINE: bool>(
-    mut tiles: *const u8,
+unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
+    mut tiles: [*const u8; N],
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
-) -> RowSums {
+) -> [RowSums; N] {
     let (mut high, mut low) = (token.high.as_ptr(), token.low.as_ptr());
-    let mut totals = [_mm256_setzero_si256(); 2];
+    let zero = _mm256_setzero_si256();
+    let mut totals = [[zero; 2]; N];
     for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let (mut sums, mut low_sums) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+        let (mut sums, mut low_sums) = ([zero; N], [zero; N]);
         for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
             // SAFETY: the caller's tiles and activations, a chunk at a time.
             unsafe {
-                super::prefetch::<K>(tiles);
+                for tile in tiles {
+                    super::prefetch::<K>(tile);
+                }
                 macro_rules! step {
                     ($i:literal) => {
-                        let weights = weights!(tiles, K, $i, tables);
-                        sums = _mm256_dpbusd_avx_epi32(sums, weights, broadcast!(high.add(4 * $i)));
-                        if FINE {
-                            low_sums = _mm256_dpbusd_avx_epi32(low_sums, weights, broadcast!(low.add(4 * $i)));
+                        let activations = broadcast!(high.add(4 * $i));
+                        for n in 0..N {
+                            let weights = weights!(tiles[n], K, $i, tables);
+                            sums[n] = _mm256_dpbusd_avx_epi32(sums[n], weights, activations);
+                            if FINE {
+                                let activations = broadcast!(low.add(4 * $i));
+                                low_sums[n] = _mm256_dpbusd_avx_epi32(low_sums[n], weights, activations);
+                            }
                         }
                     };
                 }
                 each_weight!(step);
-                tiles = tiles.add(VECTOR * 4 * K);
+                tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
                 high = high.add(CHUNK);
                 if FINE {
                     low = low.add(CHUNK);
                 }
             }
         }
-        if FINE {
-            sums = join(sums, low_sums);
+        for ((totals, sums), low_sums) in totals.iter_mut().zip(sums).zip(low_sums) {
+            let sums = if FINE { join(sums, low_sums) } else { sums };
+            add_block(totals, sums, token.multipliers[block]);
         }
-        add_block(&mut totals, sums, token.multipliers[block]);
     }
-    rows(totals)
+    totals.map(|totals| rows(totals))
 }
 
 /// Decodes a tile for [`tokens`]: step `i` is weight `i` of the 32 groups, offset; steps are `stride` bytes apart.
