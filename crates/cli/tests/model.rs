@@ -188,7 +188,7 @@ fn evaluation_compares_with_the_checkpoint() {
     assert_eq!(report["model"]["chunks"], 2);
 }
 
-/// What int8 activations cost: the same file on the cpu machine and on the reference machine, which is plain f32.
+/// What activations of 11 bits cost: the same file on the cpu machine and on the reference machine, which is plain f32.
 #[test]
 fn the_cpu_machine_says_what_the_reference_machine_says() {
     fs::write(COMPRESSED.folder().join("prose.txt"), include_str!("data/prose.txt")).unwrap();
@@ -196,7 +196,7 @@ fn the_cpu_machine_says_what_the_reference_machine_says() {
     let report = json(&[&cpu[..], &["--against", "model.upg", "--against-device", "reference"]].concat());
     assert_eq!(report["model"]["scored"], 510);
     let [kl, top1] = ["kl", "top1"].map(|key| report[key]["value"].as_f64().unwrap());
-    assert!(kl < 0.002 && top1 >= 0.98, "mean KL {kl}, top-1 {top1}");
+    assert!(kl < 1e-4 && top1 >= 0.99, "mean KL {kl}, top-1 {top1}");
 }
 
 /// On adapter 0: a graphics card, or else the emulation of one that `make fixtures` installs. One prompt of 512 tokens.

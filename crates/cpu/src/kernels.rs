@@ -1,4 +1,4 @@
-//! Products of T8 matrices with int8 activations. `scalar` is the oracle: all others give the same bits.
+//! Products of T8 matrices with activations of 11 bits. `scalar` is the oracle: all others give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -3,7 +3,7 @@
 //!
 //! - `pool` shares out the work of an instruction; `memory` holds weights in huge pages.
 //! - `layout` and `load` repack weights for the kernels of the chosen instruction set; `kernels` multiply.
-//! - `quantize` makes activations int8 such that products are exact integers; `math` and `attention` fix the order of
+//! - `quantize` makes activations integers, so that products are exact; `math` and `attention` fix the order of
 //!   every floating-point sum. So results have the same bits on every instruction set and number of threads. (Only
 //!   f32 matrices, multiplied by the `gemm` crate, may differ between instruction sets.)
 //! - `machine` and `ops` are the program.

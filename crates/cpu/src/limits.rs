@@ -13,7 +13,7 @@ use crate::{
     memory::{Arena, Region},
     per_isa::per_isa,
     pool::Pool,
-    quantize::{Precision, Quantized},
+    quantize::Quantized,
 };
 
 /// Bytes read in a pass: more than caches hold.
@@ -74,11 +74,7 @@ pub fn kernel_rate(isa: Isa, threads: usize) -> Result<f64, MachineError> {
     let matrix = Matrix::load(&tensor, layout, &Arena::default())?;
     let mut quantized = [Quantized::new(layout, COLS)];
     let x: Vec<f32> = (0..COLS).map(|i| (i as f32).sin()).collect();
-    quantized[0].set(
-        isa,
-        &x,
-        if std::env::var("FINE").is_ok() { Precision::Fine } else { Precision::Coarse },
-    );
+    quantized[0].set(isa, &x);
     let input = Input { x: &x, quantized: &quantized };
     let seconds = fastest_share(threads, &|| {
         let (mut y, mut scratch) = (vec![0.0; ROWS], KernelScratch::new(COLS, 1));

@@ -16,7 +16,7 @@ use crate::{
 pub(crate) struct Input<'a> {
     /// Vectors of the matrix's columns, one after the other.
     pub x: &'a [f32],
-    /// The same vectors in int8; only T8 matrices read them.
+    /// The same vectors in integers; only T8 matrices read them.
     pub quantized: &'a [Quantized],
 }
 

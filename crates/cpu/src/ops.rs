@@ -11,7 +11,7 @@ use crate::{
     math,
     matrix::{Input, Matrix},
     pool::{Grid, Pool},
-    quantize::{Precision, Quantized},
+    quantize::Quantized,
     scratch::ThreadScratch,
 };
 
@@ -23,17 +23,6 @@ const ITEMS_PER_THREAD: usize = 16;
 
 /// Rows of an f32 matrix in one item: fixed, as the `gemm` crate's sums may depend on it.
 const DENSE_STEP: usize = 64;
-
-/// How finely the inputs of the matrices are quantised.
-mod precision {
-    use super::Precision::{self, *};
-
-    pub(super) const QKV: Precision = Fine;
-    pub(super) const OUT: Precision = Fine;
-    pub(super) const GATE_UP: Precision = Coarse;
-    pub(super) const DOWN: Precision = Coarse;
-    pub(super) const HEAD: Precision = Fine;
-}
 
 impl CpuMachine {
     /// `x = embed[token]`.
@@ -47,7 +36,7 @@ impl CpuMachine {
 
     /// `q, k, v = W norm(x)` (plus biases); q and k turned, k and v into the cache.
     pub(crate) fn norm_qkv_rope(&mut self, layer: usize) {
-        self.norm(precision::QKV);
+        self.norm();
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let [q, k, v] = &model.layers[layer].qkv;
@@ -62,7 +51,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let attended = &scratch.attended[..n * config.q_width()];
-        quantize(*isa, pool, threads, precision::OUT, attended, &mut scratch.quantized[..n]);
+        quantize(*isa, pool, threads, attended, &mut scratch.quantized[..n]);
         let input = Input { x: attended, quantized: &scratch.quantized[..n] };
         let x = &mut scratch.x[..n * config.hidden];
         linear(*isa, pool, threads, &[&model.layers[layer].o], input, x, Output::Add);
@@ -70,7 +59,7 @@ impl CpuMachine {
 
     /// `h = hadamard(silu(gate n) · (up n))` with `n = norm(x)`.
     pub(crate) fn norm_gate_up(&mut self, layer: usize) {
-        self.norm(precision::GATE_UP);
+        self.norm();
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n, isa) = (&program.config, rows.len(), *isa);
         let (gate, up) = (&model.layers[layer].gate, &model.layers[layer].up);
@@ -102,7 +91,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let h = &scratch.mlp[..n * config.mlp];
-        quantize(*isa, pool, threads, precision::DOWN, h, &mut scratch.quantized[..n]);
+        quantize(*isa, pool, threads, h, &mut scratch.quantized[..n]);
         let input = Input { x: h, quantized: &scratch.quantized[..n] };
         let x = &mut scratch.x[..n * config.hidden];
         linear(*isa, pool, threads, &[&model.layers[layer].down], input, x, Output::Add);
@@ -133,20 +122,20 @@ impl CpuMachine {
             return;
         }
         let normed = &scratch.normed[..n * hidden];
-        quantize(isa, pool, threads, precision::HEAD, normed, &mut scratch.quantized[..n]);
+        quantize(isa, pool, threads, normed, &mut scratch.quantized[..n]);
         let input = Input { x: normed, quantized: &scratch.quantized[..n] };
         linear(isa, pool, threads, &[model.head()], input, logits, Output::Set);
     }
 
     /// `normed = norm(x)`, and its form in integers.
-    fn norm(&mut self, precision: Precision) {
+    fn norm(&mut self) {
         let Self { pool, threads, rows, scratch, program, isa, .. } = self;
         let (isa, hidden, eps, n) = (*isa, program.config.hidden, program.config.norm_eps, rows.len());
         let (x, normed) = (&scratch.x, &mut scratch.normed[..n * hidden]);
         each_row(pool, threads, normed, hidden, &|i, y| {
             math::norm(isa, &x[i * hidden..][..hidden], y, eps);
         });
-        quantize(isa, pool, threads, precision, normed, &mut scratch.quantized[..n]);
+        quantize(isa, pool, threads, normed, &mut scratch.quantized[..n]);
     }
 }
 
@@ -204,18 +193,11 @@ fn step(matrices: &[&Matrix], threads: usize) -> usize {
 }
 
 /// Makes vectors integers, one a token.
-fn quantize(
-    isa: Isa,
-    pool: &mut Pool,
-    threads: &mut [ThreadScratch],
-    precision: Precision,
-    x: &[f32],
-    to: &mut [Quantized],
-) {
+fn quantize(isa: Isa, pool: &mut Pool, threads: &mut [ThreadScratch], x: &[f32], to: &mut [Quantized]) {
     let width = x.len() / to.len();
     each_row(pool, threads, to, 1, &|i, to| {
         if let [to] = to {
-            to.set(isa, &x[i * width..][..width], precision);
+            to.set(isa, &x[i * width..][..width]);
         }
     });
 }

@@ -1,5 +1,3 @@
-use std::ops::Range;
-
 use upg_codec::{GROUP, Isa};
 
 use crate::{
@@ -16,35 +14,19 @@ pub(crate) const CHUNK: usize = 128;
 /// The largest multiplier: how much finer than the largest block's the steps of a block may be.
 const FINEST: f32 = 32.0;
 
-/// Bits of the low plane of a fine vector.
+/// Bits of the low plane.
 pub(crate) const LOW_BITS: usize = 4;
 
-/// How finely a vector is quantised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Precision {
-    /// 8 bits: values in `-127..=127`, the high plane alone.
-    Coarse,
-    /// 11 bits: values in `-1008..=1008`, a high plane in `-63..=63` and a low plane in `0..16`. Both are so small that
-    /// products can be summed in 16 bits for some steps.
-    Fine,
-}
-
-impl Precision {
-    /// The largest value.
-    fn largest(self) -> f32 {
-        match self {
-            Precision::Coarse => 127.0,
-            Precision::Fine => (63 << LOW_BITS) as f32,
-        }
-    }
-}
+/// The largest value: the high plane is in `-63..=63`, and so is small enough that its products with weights can be
+/// summed in 16 bits for two steps.
+const LARGEST: f32 = (63 << LOW_BITS) as f32;
 
 /// A vector of activations in integers: `x[i] = unit · multipliers[i / BLOCK] · values[i]`, to within rounding.
 ///
 /// One float for the whole vector and integer multipliers make a product with integer weights exact up to one last
 /// multiplication, in whatever order it is summed: every instruction set and thread count gives the same bits.
 ///
-/// Kernels multiply bytes. A coarse value is one; a fine one is `2^LOW_BITS · high + low`, two planes of bytes.
+/// Kernels multiply bytes, so a value of 11 bits is two of them: `2^LOW_BITS · high + low`.
 pub(crate) struct Quantized {
     /// The unit of all values.
     pub unit: f32,
@@ -58,7 +40,7 @@ pub(crate) struct Quantized {
     pub high: Vec<i8>,
     /// `|high|`.
     pub magnitudes: Vec<u8>,
-    /// The low plane of `ordered`, in `0..16`; empty where the vector is coarse.
+    /// The low plane of `ordered`, in `0..16`.
     pub low: Vec<i8>,
     /// `ordered` times the multipliers, where a kernel multiplies many tokens in 16 bits, in its order.
     pub folded: Vec<i16>,
@@ -85,37 +67,17 @@ impl Quantized {
         }
     }
 
-    /// Whether there is a low plane.
-    pub(crate) fn is_fine(&self) -> bool {
-        !self.low.is_empty()
-    }
-
-    /// The planes, the high one first.
-    pub(crate) fn planes(&self) -> Range<usize> {
-        0..if self.is_fine() { 2 } else { 1 }
-    }
-
-    /// A plane, and what one in it is worth.
-    pub(crate) fn plane(&self, i: usize) -> (&[i8], i32) {
-        match (i, self.is_fine()) {
-            (0, false) => (&self.high, 1),
-            (0, true) => (&self.high, 1 << LOW_BITS),
-            _ => (&self.low, 1),
-        }
-    }
-
     /// Quantises a vector. Does not allocate where [`Quantized::new`] made room.
-    pub(crate) fn set(&mut self, isa: Isa, x: &[f32], precision: Precision) {
+    pub(crate) fn set(&mut self, isa: Isa, x: &[f32]) {
         let cols = x.len().next_multiple_of(BLOCK);
         self.multipliers.resize(cols / BLOCK, 1);
         self.values.resize(cols, 0);
-        self.unit = quantize(isa, x, precision, &mut self.values, &mut self.multipliers);
+        self.unit = quantize(isa, x, &mut self.values, &mut self.multipliers);
         self.sum = 0;
         for (values, multiplier) in self.values.chunks_exact(BLOCK).zip(&self.multipliers) {
             let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
             self.sum += i64::from(multiplier * sum);
         }
-        self.low.clear();
         let arrange = match self.layout {
             // Scalar code takes the values as they are.
             Layout::RowOrder => return,
@@ -125,13 +87,8 @@ impl Quantized {
         self.ordered.resize(cols, 0);
         arrange(isa, &self.values, &mut self.ordered);
         self.high.resize(cols, 0);
-        match precision {
-            Precision::Coarse => narrow(isa, &self.ordered, &mut self.high),
-            Precision::Fine => {
-                self.low.resize(cols, 0);
-                split(isa, &self.ordered, &mut self.high, &mut self.low);
-            }
-        }
+        self.low.resize(cols, 0);
+        split(isa, &self.ordered, &mut self.high, &mut self.low);
         if self.layout == Layout::LanePlanar {
             self.magnitudes.resize(cols, 0);
             magnitudes(isa, &self.high, &mut self.magnitudes);
@@ -141,12 +98,39 @@ impl Quantized {
     }
 }
 
+/// One of the planes of a [`Quantized`].
+#[derive(Clone, Copy)]
+pub(crate) enum Plane {
+    High,
+    Low,
+}
+
+/// Both planes.
+pub(crate) const PLANES: [Plane; 2] = [Plane::High, Plane::Low];
+
+impl Plane {
+    /// The plane of a vector, in its kernel's order.
+    pub(crate) fn of(self, vector: &Quantized) -> &[i8] {
+        match self {
+            Plane::High => &vector.high,
+            Plane::Low => &vector.low,
+        }
+    }
+
+    /// What one of the plane is worth in a value.
+    pub(crate) fn worth(self) -> i32 {
+        match self {
+            Plane::High => 1 << LOW_BITS,
+            Plane::Low => 1,
+        }
+    }
+}
+
 per_isa! {
     /// Quantises `x` into whole blocks of `values`; returns the unit.
-    fn quantize(x: &[f32], precision: Precision, values: &mut [i16], multipliers: &mut [i32]) -> f32 {
-        let largest_value = precision.largest();
+    fn quantize(x: &[f32], values: &mut [i16], multipliers: &mut [i32]) -> f32 {
         let largest = max_magnitude(x);
-        let unit = largest / (FINEST * largest_value);
+        let unit = largest / (FINEST * LARGEST);
         let blocks = x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(multipliers);
         for ((x, values), multiplier) in blocks {
             // The cast takes NaN (0/0, all zero) to 0.
@@ -156,7 +140,7 @@ per_isa! {
             let inverse = if inverse.is_finite() { inverse } else { 0.0 };
             let (given, padding) = values.split_at_mut(x.len());
             for (x, value) in x.iter().zip(given) {
-                *value = round(x * inverse, largest_value);
+                *value = round(x * inverse);
             }
             padding.fill(0);
         }
@@ -202,14 +186,7 @@ per_isa! {
         }
     }
 
-    /// Coarse values as the one plane that they are.
-    fn narrow(values: &[i16], high: &mut [i8]) {
-        for (value, high) in values.iter().zip(high) {
-            *high = *value as i8;
-        }
-    }
-
-    /// The two planes of fine values.
+    /// The two planes of values.
     fn split(values: &[i16], high: &mut [i8], low: &mut [i8]) {
         for ((value, high), low) in values.iter().zip(high).zip(low) {
             *high = (value >> LOW_BITS) as i8;
@@ -238,12 +215,12 @@ fn max_magnitude(x: &[f32]) -> f32 {
     lanes.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, larger)
 }
 
-/// To the nearest integer, ties to even, in `-largest..=largest`.
+/// To the nearest integer, ties to even, in `-LARGEST..=LARGEST`.
 #[inline(always)]
-fn round(x: f32, largest: f32) -> i16 {
+fn round(x: f32) -> i16 {
     // Adding 1.5·2^23 leaves the rounded integer in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-largest, largest);
+    let clamped = x.clamp(-LARGEST, LARGEST);
     ((clamped + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) as i16
 }
 
@@ -252,36 +229,29 @@ mod tests {
     use super::*;
     use crate::layout::planar_column;
 
-    const BOTH: [Precision; 2] = [Precision::Coarse, Precision::Fine];
-
-    fn quantized(x: &[f32], precision: Precision) -> Quantized {
+    fn quantized(x: &[f32]) -> Quantized {
         let mut q = Quantized::new(Layout::RowOrder, x.len());
-        q.set(Isa::Scalar, x, precision);
+        q.set(Isa::Scalar, x);
         q
     }
 
     #[test]
     fn error_is_half_a_step_of_the_block() {
         let x: Vec<f32> =
-            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < BLOCK { 10.0 } else { 0.3 }).collect();
-        for precision in BOTH {
-            let q = quantized(&x, precision);
-            assert_eq!(q.multipliers, [32, 1, 1, 1, 1, 1]);
-            for (i, x) in x.iter().enumerate() {
-                let step = q.unit * q.multipliers[i / BLOCK] as f32;
-                assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
-            }
-            assert!(q.values[700..].iter().all(|&v| v == 0));
+            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < BLOCK { 10.0 } else { 0.6 }).collect();
+        let q = quantized(&x);
+        assert_eq!(q.multipliers, [32, 2, 2, 2, 2, 2]);
+        for (i, x) in x.iter().enumerate() {
+            let step = q.unit * q.multipliers[i / BLOCK] as f32;
+            assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
         }
-        assert!(quantized(&x, Precision::Fine).unit < 0.13 * quantized(&x, Precision::Coarse).unit);
+        assert!(q.values[700..].iter().all(|&v| v == 0));
     }
 
     #[test]
     fn nothing_and_nonsense_are_zero() {
         for x in [[0.0; 40], [f32::NAN; 40], [f32::INFINITY; 40], [1e-44; 40]] {
-            for precision in BOTH {
-                assert!(quantized(&x, precision).values.iter().all(|&v| v == 0), "{}", x[0]);
-            }
+            assert!(quantized(&x).values.iter().all(|&v| v == 0), "{}", x[0]);
         }
     }
 
@@ -292,24 +262,16 @@ mod tests {
         for (layout, column) in
             [(Layout::LanePlanar, planar_column as fn(usize) -> usize), (Layout::Spread, spread_column)]
         {
-            for precision in BOTH {
-                let mut q = Quantized::new(layout, x.len());
-                // Twice: nothing is left of a vector that was there before.
-                q.set(Isa::best(), &x, Precision::Fine);
-                q.set(Isa::best(), &x, precision);
-                assert_eq!(q.is_fine(), precision == Precision::Fine);
-                for (i, &high) in q.high.iter().enumerate() {
-                    let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
-                    let found = match q.low.get(i) {
-                        Some(&low) => (i16::from(high) << LOW_BITS) + i16::from(low),
-                        None => i16::from(high),
-                    };
-                    assert_eq!(found, value(i));
-                    if layout == Layout::LanePlanar {
-                        let paired = i / 4 * 4 + [0, 2, 1, 3][i % 4];
-                        let folded = value(paired) * q.multipliers[i / BLOCK] as i16;
-                        assert_eq!((q.magnitudes[i], q.folded[i]), (high.unsigned_abs(), folded));
-                    }
+            let mut q = Quantized::new(layout, x.len());
+            q.set(Isa::best(), &x);
+            for (i, &high) in q.high.iter().enumerate() {
+                let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
+                assert!((-63..=63).contains(&high) && (0..16).contains(&q.low[i]));
+                assert_eq!((i16::from(high) << LOW_BITS) + i16::from(q.low[i]), value(i));
+                if layout == Layout::LanePlanar {
+                    let paired = i / 4 * 4 + [0, 2, 1, 3][i % 4];
+                    let folded = value(paired) * q.multipliers[i / BLOCK] as i16;
+                    assert_eq!((q.magnitudes[i], q.folded[i]), (high.unsigned_abs(), folded));
                 }
             }
         }
@@ -318,16 +280,14 @@ mod tests {
     #[test]
     fn every_isa_gives_the_same_bits() {
         let x: Vec<f32> = (0..1000).map(|i| (i as f32).sin() / (1.0 + i as f32)).collect();
-        for precision in BOTH {
-            let expected = quantized(&x, precision);
-            for isa in Isa::available() {
-                let mut q = Quantized::new(Layout::of(isa), x.len());
-                q.set(isa, &x, precision);
-                assert_eq!(
-                    (q.unit.to_bits(), &q.values, &q.multipliers, q.sum),
-                    (expected.unit.to_bits(), &expected.values, &expected.multipliers, expected.sum)
-                );
-            }
+        let expected = quantized(&x);
+        for isa in Isa::available() {
+            let mut q = Quantized::new(Layout::of(isa), x.len());
+            q.set(isa, &x);
+            assert_eq!(
+                (q.unit.to_bits(), &q.values, &q.multipliers, q.sum),
+                (expected.unit.to_bits(), &expected.values, &expected.multipliers, expected.sum)
+            );
         }
     }
 }

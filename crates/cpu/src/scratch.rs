@@ -20,7 +20,7 @@ pub(crate) struct Scratch {
     pub attended: Vec<f32>,
     /// The MLP's hidden activations.
     pub mlp: Vec<f32>,
-    /// The input of the next matrix in int8.
+    /// The input of the next matrix in integers.
     pub quantized: Vec<Quantized>,
     /// Cosines and sines of every token's position, side by side.
     pub rope: Vec<f32>,

@@ -40,7 +40,7 @@ fn assert_caught(mistake: &str, applies: fn(&ModelConfig) -> bool, misread: fn(&
     };
     let model = models.next().expect("a model that the mistake touches");
     let (name, report) = (model.0, conformance::check_models(&make, &[model], 0.0));
-    // What int8 activations cost must not hide it.
+    // What quantised activations cost must not hide it.
     assert!(report.worst() > 0.05, "{mistake}: {name} differs by {} only", report.worst());
 }
 

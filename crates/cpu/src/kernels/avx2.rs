@@ -5,45 +5,22 @@ use std::arch::x86_64::*;
 use super::planar::*;
 use crate::quantize::{CHUNK, Quantized};
 
+/// Steps whose products with the high plane 16 bits can sum: each adds at most 2 · 63 · 127.
+const HIGH_STEPS: usize = 2;
+
+/// And with the low plane: each adds at most 2 · 15 · 127.
+const LOW_STEPS: usize = 8;
+
 /// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
 /// are the look-up tables.
+///
+/// The 16-bit sums of `vpmaddubsw` cannot overflow. For the high plane its unsigned operand is the activation's magnitude,
+/// its signed one the weight with the activation's sign; the low plane is unsigned as it is.
 ///
 /// # Safety
 /// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn gemv<const K: usize, const N: usize>(
-    tiles: [*const u8; N],
-    chunks: usize,
-    token: &Quantized,
-    tables: &Tables,
-) -> [RowSums; N] {
-    // SAFETY: the caller's.
-    unsafe {
-        if token.is_fine() {
-            planes::<K, N, true>(tiles, chunks, token, tables)
-        } else {
-            planes::<K, N, false>(tiles, chunks, token, tables)
-        }
-    }
-}
-
-/// Steps whose products with a fine vector's high plane 16 bits can sum: each adds at most 2 · 63 · 127.
-const HIGH_STEPS: usize = 2;
-
-/// And with its low plane: each adds at most 2 · 15 · 127.
-const LOW_STEPS: usize = 8;
-
-/// [`gemv`] over the high plane and, where `FINE`, the low one.
-///
-/// The 16-bit pairs of `vpmaddubsw` cannot overflow. For the high plane its unsigned operand is the activation's
-/// magnitude, its signed one the weight with the activation's sign, so a pair is at most 2 · 127 · 127; the low plane is
-/// unsigned as it is.
-///
-/// # Safety
-/// As for [`gemv`]; `token` has a low plane where `FINE`.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
     mut tiles: [*const u8; N],
     chunks: usize,
     token: &Quantized,
@@ -70,15 +47,13 @@ unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
                             let weights = weights!(tiles[n], K, $i, tables);
                             let turned = _mm256_sign_epi8(weights, signs);
                             pairs[n] = _mm256_add_epi16(pairs[n], _mm256_maddubs_epi16(magnitudes, turned));
-                            if !FINE || ($i + 1) % HIGH_STEPS == 0 {
+                            if ($i + 1) % HIGH_STEPS == 0 {
                                 widen(&mut sums[n], &mut pairs[n]);
                             }
-                            if FINE {
-                                let products = _mm256_maddubs_epi16(broadcast!(low.add(4 * $i)), weights);
-                                low_pairs[n] = _mm256_add_epi16(low_pairs[n], products);
-                                if ($i + 1) % LOW_STEPS == 0 {
-                                    widen(&mut low_sums[n], &mut low_pairs[n]);
-                                }
+                            let products = _mm256_maddubs_epi16(broadcast!(low.add(4 * $i)), weights);
+                            low_pairs[n] = _mm256_add_epi16(low_pairs[n], products);
+                            if ($i + 1) % LOW_STEPS == 0 {
+                                widen(&mut low_sums[n], &mut low_pairs[n]);
                             }
                         }
                     };
@@ -86,14 +61,11 @@ unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
                 each_weight!(step);
                 tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
                 (signed, unsigned) = (signed.add(CHUNK), unsigned.add(CHUNK));
-                if FINE {
-                    low = low.add(CHUNK);
-                }
+                low = low.add(CHUNK);
             }
         }
         for ((totals, sums), low_sums) in totals.iter_mut().zip(sums).zip(low_sums) {
-            let sums = if FINE { join(sums, low_sums) } else { sums };
-            add_block(totals, sums, token.multipliers[block]);
+            add_block(totals, join(sums, low_sums), token.multipliers[block]);
         }
     }
     totals.map(|totals| rows(totals))
@@ -131,7 +103,7 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 
 /// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
 ///
-/// Weights of 16 bits meet activations that already have their multipliers in them, at most 32 · 1008 (fine) or 32 · 127.
+/// Weights of 16 bits meet activations that already have their multipliers in them, at most 32 · 1008.
 /// A step adds two products to a sum, a block of columns 64 steps: the sums of a span's four blocks stay below 2^31.
 ///
 /// # Safety

@@ -2,8 +2,7 @@
 //!
 //! Four groups of a row are spread over eight quadwords such that `vpmultishiftqb` can cut 64 states out of them at
 //! once, each state a byte; a 256-entry look-up in four registers gives the values, offset to be unsigned for
-//! `vpdpbusd`. At up to 3 bits a quadword holds 16 weights and serves for both halves of a chunk: 13 instructions for
-//! 128 weights.
+//! `vpdpbusd`. At up to 3 bits a quadword holds 16 weights and serves for both halves of a chunk.
 
 use std::arch::x86_64::*;
 
@@ -145,28 +144,6 @@ fn look_up(states: __m512i, values: &[__m512i; 4]) -> __m512i {
 /// chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn gemv<const K: usize>(
-    codes: *const u8,
-    chunks: usize,
-    token: &Quantized,
-    constants: &Constants,
-) -> i64 {
-    // SAFETY: the caller's.
-    unsafe {
-        if token.is_fine() {
-            planes::<K, true>(codes, chunks, token, constants)
-        } else {
-            planes::<K, false>(codes, chunks, token, constants)
-        }
-    }
-}
-
-/// [`gemv`] over the high plane and, where `FINE`, the low one.
-///
-/// # Safety
-/// As for [`gemv`]; `token` has a low plane where `FINE`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn planes<const K: usize, const FINE: bool>(
     mut codes: *const u8,
     chunks: usize,
     token: &Quantized,
@@ -187,26 +164,18 @@ unsafe fn planes<const K: usize, const FINE: bool>(
                     _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(super::PREFETCH).cast());
                     let weights = chunk::<K>(codes, &r);
                     for vector in 0..VECTORS {
-                        let at = vector * VECTOR;
-                        let plane = _mm512_loadu_si512(high.add(at).cast());
-                        halves[vector] = _mm512_dpbusd_epi32(halves[vector], weights[vector], plane);
-                        if FINE {
-                            let plane = _mm512_loadu_si512(low.add(at).cast());
-                            low_halves[vector] =
-                                _mm512_dpbusd_epi32(low_halves[vector], weights[vector], plane);
-                        }
+                        let plane = |plane: *const i8| _mm512_loadu_si512(plane.add(vector * VECTOR).cast());
+                        halves[vector] = _mm512_dpbusd_epi32(halves[vector], weights[vector], plane(high));
+                        low_halves[vector] =
+                            _mm512_dpbusd_epi32(low_halves[vector], weights[vector], plane(low));
                     }
-                    (codes, high) = (codes.add(CHUNK / 8 * K), high.add(CHUNK));
-                    if FINE {
-                        low = low.add(CHUNK);
-                    }
+                    codes = codes.add(CHUNK / 8 * K);
+                    (high, low) = (high.add(CHUNK), low.add(CHUNK));
                 }
             }
-            let mut block_sums = _mm512_add_epi32(halves[0], halves[1]);
-            if FINE {
-                let low_sums = _mm512_add_epi32(low_halves[0], low_halves[1]);
-                block_sums = _mm512_add_epi32(_mm512_slli_epi32::<{ LOW_BITS as u32 }>(block_sums), low_sums);
-            }
+            let high_sums = _mm512_slli_epi32::<{ LOW_BITS as u32 }>(_mm512_add_epi32(halves[0], halves[1]));
+            let low_sums = _mm512_add_epi32(low_halves[0], low_halves[1]);
+            let block_sums = _mm512_add_epi32(high_sums, low_sums);
             let multiplier = _mm512_set1_epi32(token.multipliers[block]);
             sums = _mm512_add_epi32(sums, _mm512_mullo_epi32(block_sums, multiplier));
         }

@@ -151,7 +151,7 @@ macro_rules! each_weight {
 
 pub(super) use {broadcast, each_weight, load, look_up, weights};
 
-/// The sums of a fine vector's products from those of its planes.
+/// The sums of a vector's products from those of its planes.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn join(high: __m256i, low: __m256i) -> __m256i {

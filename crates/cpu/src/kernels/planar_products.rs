@@ -12,7 +12,7 @@ use super::{
 use crate::{
     layout::TILE_ROWS,
     matrix::T8,
-    quantize::{CHUNK, Quantized},
+    quantize::{CHUNK, PLANES, Quantized},
 };
 
 /// Rows that are multiplied at a time: those of two tiles.
@@ -65,7 +65,7 @@ fn check(token: &Quantized, chunks: usize) {
     assert!(
         token.high.len() >= len
             && token.magnitudes.len() >= len
-            && (!token.is_fine() || token.low.len() >= len)
+            && token.low.len() >= len
             && token.folded.len() >= len
             && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
         "activations of another width"
@@ -238,11 +238,10 @@ fn multiply_tokens<const T: usize>(
     for (i, first) in span.clone().step_by(BLOCK_CHUNKS).enumerate() {
         let decoded = decoded[i * BLOCK_CHUNKS * chunk_steps(isa) * STEP..].as_ptr();
         let steps = span.end.min(first + BLOCK_CHUNKS).saturating_sub(first) * chunk_steps(isa);
-        for plane in tokens[0].planes() {
-            let activations =
-                tokens.each_ref().map(|token| token.plane(plane).0[first * CHUNK..].as_ptr().cast());
+        for plane in PLANES {
+            let activations = tokens.each_ref().map(|token| plane.of(token)[first * CHUNK..].as_ptr().cast());
             let multipliers =
-                tokens.each_ref().map(|token| token.plane(plane).1 * token.multipliers[first / BLOCK_CHUNKS]);
+                tokens.each_ref().map(|token| plane.worth() * token.multipliers[first / BLOCK_CHUNKS]);
             // SAFETY: as above, with four activations a step.
             unsafe { vnni::tokens(decoded, steps, activations, multipliers, totals) };
         }

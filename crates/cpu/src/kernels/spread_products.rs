@@ -12,7 +12,7 @@ use super::{
 use crate::{
     layout::row_bytes,
     matrix::T8,
-    quantize::{BLOCK, CHUNK, Quantized},
+    quantize::{BLOCK, CHUNK, PLANES, Quantized},
 };
 
 /// The most tokens whose sums the registers hold.
@@ -46,7 +46,7 @@ impl Buffers {
 fn check(token: &Quantized, chunks: usize) {
     assert!(
         token.high.len() >= chunks * CHUNK
-            && (!token.is_fine() || token.low.len() >= chunks * CHUNK)
+            && token.low.len() >= chunks * CHUNK
             && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
         "activations of another width"
     );
@@ -161,9 +161,9 @@ fn multiply_tokens<const T: usize>(
         return;
     };
     let columns = block * BLOCK..block * BLOCK + 4 * steps;
-    for plane in batch[0].planes() {
-        let activations = batch.each_ref().map(|token| token.plane(plane).0[columns.clone()].as_ptr().cast());
-        let multipliers = batch.each_ref().map(|token| token.plane(plane).1 * token.multipliers[block]);
+    for plane in PLANES {
+        let activations = batch.each_ref().map(|token| plane.of(token)[columns.clone()].as_ptr().cast());
+        let multipliers = batch.each_ref().map(|token| plane.worth() * token.multipliers[block]);
         // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
         unsafe { tokens(decoded, steps, activations, multipliers, totals) };
     }

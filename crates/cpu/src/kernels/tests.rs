@@ -6,7 +6,7 @@ use upg_codec::Bits;
 use upg_pdvm::{Tensor, rotation::SplitMix64};
 
 use super::*;
-use crate::{matrix::Matrix, memory::Arena, quantize::Precision};
+use crate::{matrix::Matrix, memory::Arena};
 
 /// A random matrix in the layout of `isa`.
 fn matrix(layout: Layout, bits: Bits, rows: usize, cols: usize, seed: u64) -> Matrix {
@@ -22,7 +22,6 @@ fn product(
     isa: Isa,
     bits: Bits,
     [rows, cols, tokens, skip]: [usize; 4],
-    precision: Precision,
     extreme: bool,
     seed: u64,
 ) -> Vec<u32> {
@@ -41,7 +40,7 @@ fn product(
                 })
                 .collect();
             let mut q = Quantized::new(layout, cols);
-            q.set(isa, &x, precision);
+            q.set(isa, &x);
             q
         })
         .collect();
@@ -60,20 +59,18 @@ proptest! {
         tokens in 1usize..20,
         bits in 0usize..6,
         skip in 0usize..3,
-        fine: bool,
         extreme: bool,
         seed: u64,
     ) {
         let bits = Bits::ALL[bits];
-        let precision = if fine { Precision::Fine } else { Precision::Coarse };
         for isa in Isa::available() {
             // What is skipped is a multiple of every layout's tile.
             let skip = (16 * skip).min((rows - 1) / 16 * 16);
             let shape = [rows, groups * 32, tokens, skip];
             prop_assert_eq!(
-                product(isa, bits, shape, precision, extreme, seed),
-                product(Isa::Scalar, bits, shape, precision, extreme, seed),
-                "{} with {:?}, {:?}", isa.name(), shape, precision
+                product(isa, bits, shape, extreme, seed),
+                product(Isa::Scalar, bits, shape, extreme, seed),
+                "{} with {:?}", isa.name(), shape
             );
         }
     }
@@ -84,12 +81,9 @@ proptest! {
 fn the_widest_rows_do_not_overflow() {
     for bits in Bits::ALL {
         for isa in Isa::available() {
-            for (tokens, precision) in
-                [(1, Precision::Coarse), (5, Precision::Coarse), (1, Precision::Fine), (5, Precision::Fine)]
-            {
+            for tokens in [1, 5] {
                 let shape = [3, 1 << 18, tokens, 0];
-                let product = |isa| product(isa, bits, shape, precision, true, 1);
-                assert!(product(isa) == product(Isa::Scalar));
+                assert!(product(isa, bits, shape, true, 1) == product(Isa::Scalar, bits, shape, true, 1));
             }
         }
     }

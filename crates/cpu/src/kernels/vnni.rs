@@ -9,32 +9,12 @@ use crate::quantize::{CHUNK, Quantized};
 /// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
 /// are the look-up tables; weights are offset.
 ///
+/// A block's sums stay below 2^25.
+///
 /// # Safety
 /// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) unsafe fn gemv<const K: usize, const N: usize>(
-    tiles: [*const u8; N],
-    chunks: usize,
-    token: &Quantized,
-    tables: &Tables,
-) -> [RowSums; N] {
-    // SAFETY: the caller's.
-    unsafe {
-        if token.is_fine() {
-            planes::<K, N, true>(tiles, chunks, token, tables)
-        } else {
-            planes::<K, N, false>(tiles, chunks, token, tables)
-        }
-    }
-}
-
-/// [`gemv`] over the high plane and, where `FINE`, the low one. A block's sums stay below 2^26.
-///
-/// # Safety
-/// As for [`gemv`]; `token` has a low plane where `FINE`.
-#[inline]
-#[target_feature(enable = "avx2,avxvnni")]
-unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
     mut tiles: [*const u8; N],
     chunks: usize,
     token: &Quantized,
@@ -57,24 +37,18 @@ unsafe fn planes<const K: usize, const N: usize, const FINE: bool>(
                         for n in 0..N {
                             let weights = weights!(tiles[n], K, $i, tables);
                             sums[n] = _mm256_dpbusd_avx_epi32(sums[n], weights, activations);
-                            if FINE {
-                                let activations = broadcast!(low.add(4 * $i));
-                                low_sums[n] = _mm256_dpbusd_avx_epi32(low_sums[n], weights, activations);
-                            }
+                            let activations = broadcast!(low.add(4 * $i));
+                            low_sums[n] = _mm256_dpbusd_avx_epi32(low_sums[n], weights, activations);
                         }
                     };
                 }
                 each_weight!(step);
                 tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
-                high = high.add(CHUNK);
-                if FINE {
-                    low = low.add(CHUNK);
-                }
+                (high, low) = (high.add(CHUNK), low.add(CHUNK));
             }
         }
         for ((totals, sums), low_sums) in totals.iter_mut().zip(sums).zip(low_sums) {
-            let sums = if FINE { join(sums, low_sums) } else { sums };
-            add_block(totals, sums, token.multipliers[block]);
+            add_block(totals, join(sums, low_sums), token.multipliers[block]);
         }
     }
     totals.map(|totals| rows(totals))
