@@ -17,16 +17,15 @@ const FINEST: f32 = 32.0;
 /// Bits of the low plane.
 pub(crate) const LOW_BITS: usize = 4;
 
-/// The largest value: the high plane is in `-63..=63`, and so is small enough that its products with weights can be
-/// summed in 16 bits for two steps.
-const LARGEST: f32 = (63 << LOW_BITS) as f32;
+/// The largest value: 11 bits.
+const LARGEST: f32 = 1023.0;
 
 /// A vector of activations in integers: `x[i] = unit · multipliers[i / BLOCK] · values[i]`, to within rounding.
 ///
 /// One float for the whole vector and integer multipliers make a product with integer weights exact up to one last
 /// multiplication, in whatever order it is summed: every instruction set and thread count gives the same bits.
 ///
-/// Kernels multiply bytes, so a value of 11 bits is two of them: `2^LOW_BITS · high + low`.
+/// Kernels that multiply bytes take a value as two: `2^LOW_BITS · high + low`.
 pub(crate) struct Quantized {
     /// The unit of all values.
     pub unit: f32,
@@ -36,13 +35,13 @@ pub(crate) struct Quantized {
     pub values: Vec<i16>,
     /// The values in the order in which the layout's kernel wants them, whole chunks of [`CHUNK`].
     ordered: Vec<i16>,
-    /// The high plane of `ordered`.
+    /// The high plane of `ordered`, in `-64..64`, where the kernel multiplies bytes.
     pub high: Vec<i8>,
-    /// `|high|`.
-    pub magnitudes: Vec<u8>,
-    /// The low plane of `ordered`, in `0..16`.
+    /// The low plane of `ordered`, in `0..16`, likewise.
     pub low: Vec<i8>,
-    /// `ordered` times the multipliers, where a kernel multiplies many tokens in 16 bits, in its order.
+    /// The values in the order of a kernel that multiplies 16 bits: the even groups of each step before its odd ones.
+    pub paired: Vec<i16>,
+    /// `paired` times the multipliers.
     pub folded: Vec<i16>,
     /// `Σ multiplier · value`: what an offset of one on every weight adds.
     pub sum: i64,
@@ -59,8 +58,8 @@ impl Quantized {
             values: Vec::with_capacity(cols),
             ordered: Vec::with_capacity(cols),
             high: Vec::with_capacity(cols),
-            magnitudes: Vec::with_capacity(cols),
             low: Vec::with_capacity(cols),
+            paired: Vec::with_capacity(cols),
             folded: Vec::with_capacity(cols),
             sum: 0,
             layout,
@@ -86,14 +85,15 @@ impl Quantized {
         };
         self.ordered.resize(cols, 0);
         arrange(isa, &self.values, &mut self.ordered);
-        self.high.resize(cols, 0);
-        self.low.resize(cols, 0);
-        split(isa, &self.ordered, &mut self.high, &mut self.low);
-        if self.layout == Layout::LanePlanar {
-            self.magnitudes.resize(cols, 0);
-            magnitudes(isa, &self.high, &mut self.magnitudes);
+        if self.layout == Layout::LanePlanar && isa != Isa::AvxVnni {
+            self.paired.resize(cols, 0);
+            pair(isa, &self.ordered, &mut self.paired);
             self.folded.resize(cols, 0);
-            fold(isa, &self.ordered, &self.multipliers, &mut self.folded);
+            fold(isa, &self.paired, &self.multipliers, &mut self.folded);
+        } else {
+            self.high.resize(cols, 0);
+            self.low.resize(cols, 0);
+            split(isa, &self.ordered, &mut self.high, &mut self.low);
         }
     }
 }
@@ -172,16 +172,21 @@ per_isa! {
         }
     }
 
-    /// Multiplies ordered values by their block's multiplier. The even groups of each step come before its odd ones,
-    /// which are multiplied one after the other.
-    fn fold(ordered: &[i16], multipliers: &[i32], folded: &mut [i16]) {
-        let (ordered, _) = ordered.as_chunks::<BLOCK>();
+    /// Puts the even groups of each step before its odd ones.
+    fn pair(ordered: &[i16], paired: &mut [i16]) {
+        let steps = ordered.as_chunks::<4>().0.iter().zip(paired.as_chunks_mut::<4>().0);
+        for (&[a, b, c, d], step) in steps {
+            *step = [a, c, b, d];
+        }
+    }
+
+    /// Multiplies values by their block's multiplier.
+    fn fold(values: &[i16], multipliers: &[i32], folded: &mut [i16]) {
+        let (values, _) = values.as_chunks::<BLOCK>();
         let (folded, _) = folded.as_chunks_mut::<BLOCK>();
-        for ((ordered, folded), &multiplier) in ordered.iter().zip(folded).zip(multipliers) {
-            let multiplier = multiplier as i16;
-            let steps = ordered.as_chunks::<4>().0.iter().zip(folded.as_chunks_mut::<4>().0);
-            for ([a, b, c, d], step) in steps {
-                *step = [a * multiplier, c * multiplier, b * multiplier, d * multiplier];
+        for ((values, folded), &multiplier) in values.iter().zip(folded).zip(multipliers) {
+            for (value, folded) in values.iter().zip(folded) {
+                *folded = value * multiplier as i16;
             }
         }
     }
@@ -193,14 +198,8 @@ per_isa! {
             *low = (value & ((1 << LOW_BITS) - 1)) as i8;
         }
     }
-
-    /// The magnitudes of a plane.
-    fn magnitudes(plane: &[i8], magnitudes: &mut [u8]) {
-        for (value, magnitude) in plane.iter().zip(magnitudes) {
-            *magnitude = value.unsigned_abs();
-        }
-    }
 }
+
 #[inline(always)]
 fn max_magnitude(x: &[f32]) -> f32 {
     const LANES: usize = 32;
@@ -262,16 +261,18 @@ mod tests {
         for (layout, column) in
             [(Layout::LanePlanar, planar_column as fn(usize) -> usize), (Layout::Spread, spread_column)]
         {
-            let mut q = Quantized::new(layout, x.len());
-            q.set(Isa::best(), &x);
-            for (i, &high) in q.high.iter().enumerate() {
+            for isa in Isa::available() {
+                let mut q = Quantized::new(layout, x.len());
+                q.set(isa, &x);
                 let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
-                assert!((-63..=63).contains(&high) && (0..16).contains(&q.low[i]));
-                assert_eq!((i16::from(high) << LOW_BITS) + i16::from(q.low[i]), value(i));
-                if layout == Layout::LanePlanar {
-                    let paired = i / 4 * 4 + [0, 2, 1, 3][i % 4];
-                    let folded = value(paired) * q.multipliers[i / BLOCK] as i16;
-                    assert_eq!((q.magnitudes[i], q.folded[i]), (high.unsigned_abs(), folded));
+                assert_eq!(q.paired.len().max(q.high.len()), x.len().next_multiple_of(BLOCK));
+                for (i, &paired) in q.paired.iter().enumerate() {
+                    assert_eq!(paired, value(i / 4 * 4 + [0, 2, 1, 3][i % 4]));
+                    assert_eq!(q.folded[i], paired * q.multipliers[i / BLOCK] as i16);
+                }
+                for (i, &high) in q.high.iter().enumerate() {
+                    assert!((-64..64).contains(&high) && (0..16).contains(&q.low[i]));
+                    assert_eq!((i16::from(high) << LOW_BITS) + i16::from(q.low[i]), value(i));
                 }
             }
         }

@@ -5,17 +5,14 @@ use std::arch::x86_64::*;
 use super::planar::*;
 use crate::quantize::{CHUNK, Quantized};
 
-/// Steps whose products with the high plane 16 bits can sum: each adds at most 2 · 63 · 127.
-const HIGH_STEPS: usize = 2;
-
-/// And with the low plane: each adds at most 2 · 15 · 127.
-const LOW_STEPS: usize = 8;
+/// Steps that 32 bits can sum: each adds at most 4 · 127 · 256 · 1023.
+const STEPS_IN_32_BITS: usize = 16;
 
 /// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
 /// are the look-up tables.
 ///
-/// The 16-bit sums of `vpmaddubsw` cannot overflow. For the high plane its unsigned operand is the activation's magnitude,
-/// its signed one the weight with the activation's sign; the low plane is unsigned as it is.
+/// Weights become 16 bits where they are, in the upper halves, so sums are 256 times what they should be until they are
+/// shifted.
 ///
 /// # Safety
 /// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
@@ -26,14 +23,14 @@ pub(super) unsafe fn gemv<const K: usize, const N: usize>(
     token: &Quantized,
     tables: &Tables,
 ) -> [RowSums; N] {
-    let (mut signed, mut unsigned) = (token.high.as_ptr(), token.magnitudes.as_ptr());
-    let mut low = token.low.as_ptr();
+    let mut activations: *const u8 = token.paired.as_ptr().cast();
     let zero = _mm256_setzero_si256();
+    let upper = _mm256_set1_epi16(-256);
     let mut totals = [[zero; 2]; N];
     for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let (mut sums, mut low_sums) = ([zero; N], [zero; N]);
+        let mut sums = [zero; N];
         for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
-            let (mut pairs, mut low_pairs) = ([zero; N], [zero; N]);
+            let mut shifted = [zero; N];
             // SAFETY: the caller's tiles and activations, a chunk at a time.
             unsafe {
                 for tile in tiles {
@@ -41,42 +38,32 @@ pub(super) unsafe fn gemv<const K: usize, const N: usize>(
                 }
                 macro_rules! step {
                     ($i:literal) => {
-                        let (signs, magnitudes) =
-                            (broadcast!(signed.add(4 * $i)), broadcast!(unsigned.add(4 * $i)));
+                        let even = broadcast!(activations.add(8 * $i));
+                        let odd = broadcast!(activations.add(8 * $i + 4));
                         for n in 0..N {
                             let weights = weights!(tiles[n], K, $i, tables);
-                            let turned = _mm256_sign_epi8(weights, signs);
-                            pairs[n] = _mm256_add_epi16(pairs[n], _mm256_maddubs_epi16(magnitudes, turned));
-                            if ($i + 1) % HIGH_STEPS == 0 {
-                                widen(&mut sums[n], &mut pairs[n]);
-                            }
-                            let products = _mm256_maddubs_epi16(broadcast!(low.add(4 * $i)), weights);
-                            low_pairs[n] = _mm256_add_epi16(low_pairs[n], products);
-                            if ($i + 1) % LOW_STEPS == 0 {
-                                widen(&mut low_sums[n], &mut low_pairs[n]);
+                            let products = _mm256_add_epi32(
+                                _mm256_madd_epi16(_mm256_slli_epi16::<8>(weights), even),
+                                _mm256_madd_epi16(_mm256_and_si256(weights, upper), odd),
+                            );
+                            shifted[n] = in_order(_mm256_add_epi32(shifted[n], products));
+                            if ($i + 1) % STEPS_IN_32_BITS == 0 {
+                                sums[n] = _mm256_add_epi32(sums[n], _mm256_srai_epi32::<8>(shifted[n]));
+                                shifted[n] = zero;
                             }
                         }
                     };
                 }
                 each_weight!(step);
                 tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
-                (signed, unsigned) = (signed.add(CHUNK), unsigned.add(CHUNK));
-                low = low.add(CHUNK);
+                activations = activations.add(2 * CHUNK);
             }
         }
-        for ((totals, sums), low_sums) in totals.iter_mut().zip(sums).zip(low_sums) {
-            add_block(totals, join(sums, low_sums), token.multipliers[block]);
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            add_block(totals, sums, token.multipliers[block]);
         }
     }
     totals.map(|totals| rows(totals))
-}
-
-/// Adds pairs of 16 bits to sums of 32, and begins new ones.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn widen(sums: &mut __m256i, pairs: &mut __m256i) {
-    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(*pairs, _mm256_set1_epi16(1)));
-    *pairs = _mm256_setzero_si256();
 }
 
 /// Decodes a tile for [`tokens`]: weight `i` of the 32 groups as two vectors of 16 bits, the even groups' and the odd
@@ -103,7 +90,7 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 
 /// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
 ///
-/// Weights of 16 bits meet activations that already have their multipliers in them, at most 32 · 1008.
+/// Weights of 16 bits meet activations that already have their multipliers in them, at most 32 · 1023.
 /// A step adds two products to a sum, a block of columns 64 steps: the sums of a span's four blocks stay below 2^31.
 ///
 /// # Safety

@@ -37,7 +37,7 @@ pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
 
-/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 1008 · 8 weights · 32 to one.
+/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 1023 · 8 weights · 32 to one.
 const BLOCKS_IN_32_BITS: usize = 32;
 
 /// The constants of one code.

@@ -10,7 +10,7 @@ use upg_codec::{Bits, Table};
 
 use crate::{
     layout::TILE_ROWS,
-    quantize::{BLOCK, CHUNK, LOW_BITS},
+    quantize::{BLOCK, CHUNK},
 };
 
 /// Bytes of a vector.
@@ -151,11 +151,14 @@ macro_rules! each_weight {
 
 pub(super) use {broadcast, each_weight, load, look_up, weights};
 
-/// The sums of a vector's products from those of its planes.
+/// Keeps the compiler from reordering steps: it would do many of one tile's before the next tile's, and keep their
+/// activations in memory in between.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn join(high: __m256i, low: __m256i) -> __m256i {
-    _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low)
+pub(super) fn in_order(mut sums: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sums, options(nomem, nostack, preserves_flags)) };
+    sums
 }
 
 /// Adds `sums · multiplier` to 64-bit totals: the even rows' and the odd rows'.

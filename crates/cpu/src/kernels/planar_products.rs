@@ -1,4 +1,4 @@
-//! Products over the lane-planar layout: sixteen rows and one token, or many.
+//! Products over the lane-planar layout with one token or many.
 
 use std::ops::Range;
 
@@ -15,7 +15,10 @@ use crate::{
     quantize::{CHUNK, PLANES, Quantized},
 };
 
-/// Rows that are multiplied at a time: those of two tiles.
+/// Tiles of rows that are multiplied by one token at a time.
+const TILES: usize = 4;
+
+/// Rows that are multiplied by many tokens at a time: those of two tiles.
 const PAIR_ROWS: usize = 2 * TILE_ROWS;
 
 /// The most tokens whose sums the registers hold.
@@ -60,14 +63,14 @@ fn offset_sum(isa: Isa, token: &Quantized) -> i64 {
 }
 
 /// Checks that a token has the activations that `chunks` chunks are multiplied by.
-fn check(token: &Quantized, chunks: usize) {
-    let len = chunks * CHUNK;
+fn check(isa: Isa, token: &Quantized, chunks: usize) {
+    let len = if isa == Isa::AvxVnni {
+        token.high.len().min(token.low.len())
+    } else {
+        token.paired.len().min(token.folded.len())
+    };
     assert!(
-        token.high.len() >= len
-            && token.magnitudes.len() >= len
-            && token.low.len() >= len
-            && token.folded.len() >= len
-            && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
+        len >= chunks * CHUNK && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
         "activations of another width"
     );
 }
@@ -81,16 +84,17 @@ fn tile_bytes(matrix: &T8) -> usize {
     4 * matrix.bits.get() * VECTOR
 }
 
-/// One token: sixteen rows at a time, eight where only so many are left, decoded in registers.
+/// One token: [`TILES`] tiles of rows at a time, one where fewer are left, decoded in registers.
 pub(super) fn single(isa: Isa, matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut [f32]) {
-    check(token, matrix.cols.div_ceil(CHUNK));
+    check(isa, token, matrix.cols.div_ceil(CHUNK));
     let tables = tables(isa, matrix);
-    for (row, y) in rows.step_by(PAIR_ROWS).zip(y.chunks_mut(PAIR_ROWS)) {
-        if y.len() > TILE_ROWS {
-            tiles::<2>(isa, matrix, row, token, &tables, y);
-        } else {
-            tiles::<1>(isa, matrix, row, token, &tables, y);
-        }
+    let (together, rest) = y.split_at_mut(y.len() / (TILES * TILE_ROWS) * TILES * TILE_ROWS);
+    let rest_start = rows.start + together.len();
+    for (i, y) in together.chunks_exact_mut(TILES * TILE_ROWS).enumerate() {
+        tiles::<TILES>(isa, matrix, rows.start + i * TILES * TILE_ROWS, token, &tables, y);
+    }
+    for (i, y) in rest.chunks_mut(TILE_ROWS).enumerate() {
+        tiles::<1>(isa, matrix, rest_start + i * TILE_ROWS, token, &tables, y);
     }
 }
 
@@ -129,7 +133,7 @@ pub(super) fn several(
     buffers: &mut Buffers,
 ) {
     let (chunks, width) = (matrix.cols.div_ceil(CHUNK), rows.len());
-    tokens.iter().for_each(|token| check(token, chunks));
+    tokens.iter().for_each(|token| check(isa, token, chunks));
     assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
     let tables = tables(isa, matrix);
     let Buffers { decoded, totals, .. } = buffers;

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::planar::*;
-use crate::quantize::{CHUNK, Quantized};
+use crate::quantize::{CHUNK, LOW_BITS, Quantized};
 
 /// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
 /// are the look-up tables; weights are offset.
@@ -36,7 +36,7 @@ pub(super) unsafe fn gemv<const K: usize, const N: usize>(
                         let activations = broadcast!(high.add(4 * $i));
                         for n in 0..N {
                             let weights = weights!(tiles[n], K, $i, tables);
-                            sums[n] = _mm256_dpbusd_avx_epi32(sums[n], weights, activations);
+                            sums[n] = in_order(_mm256_dpbusd_avx_epi32(sums[n], weights, activations));
                             let activations = broadcast!(low.add(4 * $i));
                             low_sums[n] = _mm256_dpbusd_avx_epi32(low_sums[n], weights, activations);
                         }
@@ -47,8 +47,9 @@ pub(super) unsafe fn gemv<const K: usize, const N: usize>(
                 (high, low) = (high.add(CHUNK), low.add(CHUNK));
             }
         }
-        for ((totals, sums), low_sums) in totals.iter_mut().zip(sums).zip(low_sums) {
-            add_block(totals, join(sums, low_sums), token.multipliers[block]);
+        for ((totals, high), low) in totals.iter_mut().zip(sums).zip(low_sums) {
+            let sums = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low);
+            add_block(totals, sums, token.multipliers[block]);
         }
     }
     totals.map(|totals| rows(totals))
