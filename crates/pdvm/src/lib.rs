@@ -17,7 +17,9 @@ mod upg_weights;
 mod weights;
 
 pub use kv::{KvError, KvKind, KvPages, PAGE_TOKENS, SeqId};
-pub use machine::{Batch, BatchRow, Logits, Machine, MachineError, MachineInfo, MachineOptions, Segment};
+pub use machine::{
+    Batch, BatchRow, Counters, Logits, Machine, MachineError, MachineInfo, MachineOptions, Segment,
+};
 pub use program::{Op, Program, lower};
 pub use reference::ReferenceMachine;
 pub use synthetic::Synthetic;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use upg_format::ModelConfig;
 
 use crate::{KvError, KvKind, KvPages, Program, SeqId, WeightsError};
@@ -166,6 +168,15 @@ pub struct MachineInfo {
     pub kv_bytes_per_token: u64,
 }
 
+/// What a machine that gives its work to a device has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Kernels or dispatches that the device was given.
+    pub dispatches: u64,
+    /// What giving them took of this processor's time: encoding and submitting, not waiting.
+    pub host_time: Duration,
+}
+
 /// Why a machine cannot do what was asked. Nothing of the batch has been written to the KV cache's books then.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -214,6 +225,11 @@ pub enum MachineError {
 pub trait Machine: Send {
     /// What it is and how it runs.
     fn info(&self) -> MachineInfo;
+
+    /// What it has counted, where it gives its work to a device.
+    fn counters(&self) -> Option<Counters> {
+        None
+    }
 
     /// The program it runs.
     fn program(&self) -> &Program;

@@ -1,11 +1,13 @@
 // FlashAttention with online softmax (Dao et al. 2022) for one token: a workgroup takes SHARE query heads of one key/value
-// head, which share its reads, over one split of the context, a page at a time. Workgroup (group of heads, split, token).
+// head, which share its reads, over one split of the context, KEYS keys at a time. Workgroup (group of heads, split, token).
 
 var<workgroup> queries: array<vec2<f32>, SHARE * HALF>;
-var<workgroup> scores: array<f32, SHARE * PAGE>;
-// Per head: the largest score so far, the sum of weights, and what the last page's sums are to be scaled by.
-var<workgroup> state: array<vec3<f32>, SHARE>;
-var<workgroup> team: array<f32, SHARE * TEAM>;
+// Scores of KEYS keys: summed over each part of a head's words, and whole; then weights.
+var<workgroup> parts: array<f32, PARTS * SHARE * KEYS>;
+var<workgroup> scores: array<f32, SHARE * KEYS>;
+var<workgroup> softened: array<f32, SHARE * KEYS>;
+// Per head: what the sums so far are to be scaled by; at the end its largest score.
+var<workgroup> scales: array<f32, SHARE>;
 var<workgroup> sums: array<vec2<f32>, SHARE * THREADS>;
 
 @compute @workgroup_size(THREADS)
@@ -16,47 +18,81 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
     let splits = step[1];
     let end = row_position(n) + 1u;
     let start = select(0u, end - min(end, WINDOW), WINDOW > 0u);
-    // The split's pages of those that the token sees.
-    let first_page = start / PAGE;
-    let pages = (end + PAGE - 1u) / PAGE - first_page;
-    let share = (pages + splits - 1u) / splits;
-    let page0 = first_page + min(wg.y * share, pages);
-    let page1 = first_page + min((wg.y + 1u) * share, pages);
+    // The split's blocks of those that the token sees.
+    let first_block = start / KEYS;
+    let blocks = (end + KEYS - 1u) / KEYS - first_block;
+    let share = (blocks + splits - 1u) / splits;
+    let block0 = first_block + min(wg.y * share, blocks);
+    let block1 = first_block + min((wg.y + 1u) * share, blocks);
 
     for (var i = t; i < SHARE * HALF; i += THREADS) {
         queries[i] = q[(n * HEADS + head0) * HALF + i] * SCALE;
     }
-    if t < SHARE {
-        state[t] = vec3<f32>(LOWEST, 0.0, 1.0);
-    }
-    // In the second half of a page's work a thread takes word `word` of every SLOTS-th token.
+    // For scores a thread takes a part of the words of one key; then it has one head's score of that key, and brings this
+    // head's state on: its largest score, and the sum of weights of every KEYS-th key.
+    let key = t % KEYS;
+    let part = t / KEYS;
+    let word0 = part * PART_WORDS;
+    let mine = part < SHARE;
+    var most = LOWEST;
+    var total = 0.0;
+    // For values a thread takes word `word` of every SLOTS-th key.
     let word = t % HALF;
     let slot0 = t / HALF;
     var acc: array<vec2<f32>, SHARE>;
-    for (var page_number = page0; page_number < page1; page_number++) {
-        let page = step[row_pages(n) + page_number];
-        let first = page_number * PAGE;
+    for (var block = block0; block < block1; block++) {
+        let first = block * KEYS;
+        let page = step[row_pages(n) + first / PAGE];
+        let slot = first % PAGE;
+        // Past the context's end the last key again: its weight there is nothing.
+        let last = min(KEYS, end - first) - 1u;
+        LOAD_KEYS
+        LOAD_VALUES
         workgroupBarrier();
-        for (var slot = t; slot < PAGE; slot += THREADS) {
-            score(page, kv_head, slot, first + slot >= start && first + slot < end);
-        }
-        workgroupBarrier();
-        soften(t);
+        var sum: array<f32, SHARE>;
+        SCORE_KEYS
         for (var i = 0u; i < SHARE; i++) {
-            acc[i] *= state[i].z;
+            parts[(part * SHARE + i) * KEYS + key] = sum[i];
         }
-        if slot0 < SLOTS {
-            let slots = min(PAGE, end - first);
-            for (var slot = slot0; slot < slots; slot += SLOTS) {
-                let value = unpack2x16float(cache[value_at(page, kv_head, slot, word)]);
-                for (var i = 0u; i < SHARE; i++) {
-                    acc[i] += scores[i * PAGE + slot] * value;
-                }
+        workgroupBarrier();
+        if mine {
+            var whole = 0.0;
+            for (var p = 0u; p < PARTS; p++) {
+                whole += parts[p * SHARE * KEYS + t];
+            }
+            scores[t] = select(LOWEST, whole, first + key >= start && first + key < end);
+        }
+        workgroupBarrier();
+        if mine {
+            let old = most;
+            for (var other = 0u; other < KEYS; other++) {
+                most = max(most, scores[part * KEYS + other]);
+            }
+            let weight = select(exp(scores[t] - most), 0.0, scores[t] == LOWEST);
+            let scale = exp(old - most);
+            softened[t] = weight;
+            total = total * scale + weight;
+            if key == 0u {
+                scales[part] = scale;
             }
         }
+        workgroupBarrier();
+        for (var i = 0u; i < SHARE; i++) {
+            acc[i] *= scales[i];
+        }
+        if slot0 < SLOTS {
+            ADD_VALUES
+        }
     }
+    workgroupBarrier();
     for (var i = 0u; i < SHARE; i++) {
         sums[i * THREADS + t] = acc[i];
+    }
+    if mine {
+        scores[t] = total;
+        if key == 0u {
+            scales[part] = most;
+        }
     }
     workgroupBarrier();
     let row = n * splits + wg.y;
@@ -67,65 +103,37 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
             sum += sums[i * THREADS + s * HALF + at % HALF];
         }
         // A split of a context that has only this one is the result.
-        partial[(row * HEADS + head0) * HALF + at] = sum * select(1.0, 1.0 / state[i].y, splits == 1u);
+        if splits == 1u {
+            attended[(n * HEADS + head0) * HALF + at] = sum / head_total(i);
+        } else {
+            partial[(row * HEADS + head0) * HALF + at] = sum;
+        }
     }
-    if t < SHARE {
-        weights[row * HEADS + head0 + t] = state[t].xy;
+    if t < SHARE && splits > 1u {
+        weights[row * HEADS + head0 + t] = vec2<f32>(scales[t], head_total(t));
     }
 }
 
-// Scores of one token of the page for all heads.
-fn score(page: u32, kv_head: u32, slot: u32, seen: bool) {
-    var sum: array<f32, SHARE>;
-    for (var word = 0u; word < HALF; word++) {
-        let key = unpack2x16float(cache[key_at(page, kv_head, word, slot)]);
-        for (var i = 0u; i < SHARE; i++) {
-            sum[i] += dot(queries[i * HALF + word], key);
-        }
-    }
-    for (var i = 0u; i < SHARE; i++) {
-        scores[i * PAGE + slot] = select(LOWEST, sum[i], seen);
-    }
-}
-
-// Turns the page's scores into weights and brings the heads' states on; TEAM threads a head.
-fn soften(t: u32) {
-    let i = min(t / TEAM, SHARE - 1u);
-    let lane = t % TEAM;
-    let mine = t < SHARE * TEAM;
-    let old = state[i];
-    var most = old.x;
-    if mine {
-        for (var slot = lane; slot < PAGE; slot += TEAM) {
-            most = max(most, scores[i * PAGE + slot]);
-        }
-        team[t] = most;
-    }
-    workgroupBarrier();
+fn head_total(i: u32) -> f32 {
     var total = 0.0;
-    for (var other = 0u; other < TEAM; other++) {
-        most = max(most, team[i * TEAM + other]);
+    for (var other = 0u; other < KEYS; other++) {
+        total += scores[i * KEYS + other];
     }
-    if mine {
-        for (var slot = lane; slot < PAGE; slot += TEAM) {
-            let score = scores[i * PAGE + slot];
-            let weight = select(exp(score - most), 0.0, score == LOWEST);
-            scores[i * PAGE + slot] = weight;
-            total += weight;
-        }
+    return total;
+}
+
+// Adds the products of a word of one key with all heads.
+fn score(k: u32, word: u32, sum: ptr<function, array<f32, SHARE>>) {
+    let pair = select(vec2<f32>(), unpack2x16float(k), word < HALF);
+    for (var i = 0u; i < SHARE; i++) {
+        (*sum)[i] += dot(queries[i * HALF + min(word, HALF - 1u)], pair);
     }
-    workgroupBarrier();
-    if mine {
-        team[t] = total;
+}
+
+// Adds a word of one key's value, by the key's weight for each head.
+fn add(v: u32, key: u32, acc: ptr<function, array<vec2<f32>, SHARE>>) {
+    let value = unpack2x16float(v);
+    for (var i = 0u; i < SHARE; i++) {
+        (*acc)[i] += softened[i * KEYS + key] * value;
     }
-    workgroupBarrier();
-    if mine && lane == 0u {
-        total = 0.0;
-        for (var other = 0u; other < TEAM; other++) {
-            total += team[t + other];
-        }
-        let scale = exp(old.x - most);
-        state[i] = vec3<f32>(most, old.y * scale + total, scale);
-    }
-    workgroupBarrier();
 }

@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
             let row = row0 + i;
             if row < rows {
                 let at = ((first + row / SHARE) * HEADS + head0 + row % SHARE) * HALF + word;
-                partial[at] = acc[i] / state[row].y;
+                attended[at] = acc[i] / state[row].y;
             }
         }
     }

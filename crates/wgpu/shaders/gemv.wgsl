@@ -1,28 +1,62 @@
-// A linear for one token, weights decoded as they are read: a workgroup multiplies QUADS * 4 rows (a tile) by the whole
-// vector, a thread taking every THREADS-th group of 32 columns of all of them. Workgroup (tile, token).
+// A linear for one token, weights decoded as they are read. A thread holds a group of 32 columns of the input (or several, one
+// after the other) and multiplies it by that group of quads of four rows. A team of COLUMNS threads has all columns; the
+// teams of a workgroup share its look-up tables and nothing else. Each takes every (TEAMS * num_workgroups)-th step, two
+// quads: of one matrix, or where rows of two make pairs one of each. Nothing waits between two steps: each quad's words are on
+// their way while the one before it is multiplied, and the sums of a subgroup are kept in workgroup memory until all steps
+// are done, or as many as fit (CHUNK). Workgroup (any, token).
+
+// Sums of subgroups: [team][slot][subgroup of the team][4 rows], a slot a quad; then two slots a team for the sums of squares.
+const SLOTS: u32 = 2u * CHUNK;
+var<workgroup> partials: array<f32, TEAMS * (SLOTS + 2u) * SUBGROUPS * 4u>;
+
+// Where a thread stands in its team.
+struct Thread { column: u32, lane: u32, subgroup: u32 }
+
+fn total(slot: u32, row: u32, subgroups: u32) -> f32 {
+    var sum = 0.0;
+    for (var s = 0u; s < subgroups; s++) {
+        sum += partials[(slot * SUBGROUPS + s) * 4u + row];
+    }
+    return sum;
+}
 
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
     SUBGROUP_BUILTINS
 ) {
+    THREAD
     let n = wg.y;
-    let tile = wg.x;
-    fill_tables(t);
-    workgroupBarrier();
+    let stride = workgroups.x * TEAMS;
     let lane = t % COPIES;
-    var squares = 0.0;
-    DECLARE_SUMS
-    for (var g = t; g < GROUPS; g += THREADS) {
-        let group = load(n, g);
-        squares += square(group);
-        let a = prepare(group);
-        ADD_TILE
-    }
-    REDUCE
-    if t < QUADS * 2u {
-        let scale = norm_scale(total_squares());
-        EMIT_PAIR
+    for (var first = wg.x * TEAMS; first < STEPS; first += CHUNK * stride) {
+        let end = min(STEPS, first + CHUNK * stride);
+        var squares = 0.0;
+        for (var turn = 0u; turn < TURNS; turn++) {
+            let g = min(turn * COLUMNS + thread.column, GROUPS - 1u);
+            var step = first + team;
+            var slot = team * SLOTS;
+            FIRST_WORDS
+            var group = load(n, g);
+            if turn * COLUMNS + thread.column >= GROUPS {
+                group = Group();
+            }
+            if turn == 0u && first == wg.x * TEAMS {
+                fill_tables(t);
+                workgroupBarrier();
+            }
+            squares += square(group);
+            let a = prepare(group);
+            MULTIPLY_STEPS
+        }
+        keep(TEAMS * SLOTS + 2u * team, vec4<f32>(squares, 0.0, 0.0, 0.0), vec4<f32>(), false, thread);
+        workgroupBarrier();
+        let scale = norm_scale(total(TEAMS * SLOTS, 0u, subgroups));
+        // Each team's steps of the chunk.
+        let rounds = (end - first + stride - 1u) / stride;
+        FINISH
+        workgroupBarrier();
     }
 }

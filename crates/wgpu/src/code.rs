@@ -57,48 +57,57 @@ pub(crate) enum Arithmetic {
     /// 32-bit floats, and for codes of at most 4 bits one look-up for two weights: in a table of all their 8 + K bits, of
     /// pairs of f16, which hold a code's values exactly.
     Pairs,
+    /// The same table, its pairs for cooperative matrices.
+    Halves,
 }
 
 /// The expression for the `width` bits from weight `i`'s state on (8 of them are the state) of a ring in words `w0`,
-/// `w1`, …, times 2^`shift`, at most 4, other bits masked away.
-fn window(k: usize, i: usize, width: usize, shift: usize) -> String {
+/// `w1`, ….
+pub(crate) fn window(k: usize, i: usize, width: usize) -> String {
     let bit = (k * i) % (32 * k);
     let (word, at) = (bit / 32, bit % 32);
-    let mask = ((1_u32 << width) - 1) << shift;
-    let mut part = match at.cmp(&shift) {
-        std::cmp::Ordering::Less => format!("(w{word} << {}u)", shift - at),
-        std::cmp::Ordering::Equal => format!("w{word}"),
-        std::cmp::Ordering::Greater => format!("(w{word} >> {}u)", at - shift),
-    };
-    if at + width > 32 {
-        part = format!("({part} | (w{} << {}u))", (word + 1) % k, 32 - at + shift);
+    if at + width <= 32 {
+        return format!("extractBits(w{word}, {at}u, {width}u)");
     }
-    format!("({part} & {mask:#x}u)")
+    let next = (word + 1) % k;
+    format!("(((w{word} >> {at}u) | (w{next} << {}u)) & {:#x}u)", 32 - at, (1_u32 << width) - 1)
 }
 
-/// The table of a code with a copy a lane of COPIES: entry e of copy c in word e·COPIES + c, so that lanes that look up
-/// different entries meet in fewer banks of workgroup memory.
-pub(crate) fn tables(codes: &[Code], copies: usize, arithmetic: Arithmetic) -> String {
+/// The table of a code with a copy a lane of COPIES: entry e of copy c in `[e][c]`, so that lanes that look up different
+/// entries meet in fewer banks of workgroup memory. `threads`: of a workgroup.
+pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: Arithmetic) -> String {
     let mut text = String::new();
     let mut fill = String::new();
     for (bits, slot) in tables_of(codes) {
         let k = bits.get();
-        let entry = |state: &str| format!("step[TABLES_AT + {slot}u * 256u + {state}]");
-        let value = |state: &str| format!("f32(i32({} << 24u) >> 24u)", entry(state));
+        let word = |state: &str| format!("step[TABLES_AT + {slot}u * 256u + {state}]");
+        let value = |state: &str| format!("f32(i32({} << 24u) >> 24u)", word(state));
         let (kind, entries, entry) = match arithmetic {
-            Arithmetic::Packed => ("u32", 256, entry("i / COPIES")),
-            Arithmetic::Pairs if k <= 4 => {
-                let second = value(&format!("((i / COPIES) >> {k}u)"));
-                let pair = format!("pack2x16float(vec2<f32>({}, {second}))", value("((i / COPIES) & 0xffu)"));
-                ("u32", 256 << k, pair)
+            Arithmetic::Packed => ("u32", 256, word("e")),
+            Arithmetic::Pairs | Arithmetic::Halves if k <= 4 => {
+                let second = value(&format!("(e >> {k}u)"));
+                let pair = format!("vec2<f32>({}, {second})", value("(e & 0xffu)"));
+                match arithmetic {
+                    Arithmetic::Pairs => ("u32", 256 << k, format!("pack2x16float({pair})")),
+                    _ => ("vec2<f16>", 256 << k, format!("vec2<f16>({pair})")),
+                }
             }
-            Arithmetic::Float | Arithmetic::Pairs => ("f32", 256, value("i / COPIES")),
+            Arithmetic::Float | Arithmetic::Pairs | Arithmetic::Halves => ("f32", 256, value("e")),
         };
-        let _ = writeln!(text, "var<workgroup> table{k}: array<{kind}, {}>;", entries * copies);
+        let _ = writeln!(text, "var<workgroup> table{k}: array<array<{kind}, {copies}>, {entries}>;");
+        // As many threads an entry as there are; neighbours write to different banks.
+        let parts = (threads / entries).clamp(1, copies);
+        let parts = 1 << parts.ilog2();
         let _ = writeln!(
             fill,
-            "    for (var i = t; i < {}u; i += THREADS) {{ table{k}[i] = {entry}; }}",
-            entries * copies
+            "    for (var i = t; i < {}u; i += THREADS) {{
+        let e = i % {entries}u;
+        let entry = {entry};
+        let copy0 = i / {entries}u * {share}u + e * COPIES / 32u;
+        for (var c = 0u; c < {share}u; c++) {{ table{k}[e][(copy0 + c) % COPIES] = entry; }}
+    }}",
+            entries * parts,
+            share = copies / parts,
         );
     }
     let _ = write!(text, "const COPIES: u32 = {copies}u;\nfn fill_tables(t: u32) {{\n{fill}}}\n");
@@ -109,6 +118,11 @@ pub(crate) fn tables(codes: &[Code], copies: usize, arithmetic: Arithmetic) -> S
 fn tables_of(codes: &[Code]) -> Vec<(Bits, usize)> {
     let used = |bits: &(usize, Bits)| codes.contains(&Code::T8(bits.1));
     Bits::ALL.into_iter().enumerate().filter(used).map(|(slot, bits)| (bits, slot)).collect()
+}
+
+/// The bits of the T8 codes among `codes`, each once.
+pub(crate) fn distinct_bits(codes: &[Code]) -> impl Iterator<Item = usize> {
+    tables_of(codes).into_iter().map(|(bits, _)| bits.get())
 }
 
 /// How many different tables the codes need, and the bits of the largest code among them.
@@ -165,17 +179,13 @@ fn prepare(group: Group) -> Acts {
     text + "    return acts;\n}\n"
 }
 
-/// `fn ring{K}(w0, …, a, lane) -> f32`: the product of a group's words with 32 activations.
-pub(crate) fn ring(code: Code, arithmetic: Arithmetic, copies: usize) -> String {
+/// `fn ring{K}(w0, …, a, lane) -> f32`: the product of a group's words with 32 activations, by copy `lane` of the table.
+pub(crate) fn ring(code: Code, arithmetic: Arithmetic) -> String {
     let Code::T8(bits) = code else { return String::new() };
     let k = bits.get();
     let words: Vec<String> = (0..k).map(|w| format!("w{w}: u32")).collect();
     let mut text = format!("fn ring{k}({}, a: Acts, lane: u32) -> f32 {{\n", words.join(", "));
-    let shift = copies.trailing_zeros() as usize;
-    let entry = |i: usize| {
-        let lane = if copies > 1 { " | lane" } else { "" };
-        format!("table{k}[{}{lane}]", window(k, i, 8, shift))
-    };
+    let entry = |i: usize| format!("table{k}[{}][lane]", window(k, i, 8));
     match arithmetic {
         Arithmetic::Packed => {
             text += "    var high = 0;\n    var low = 0;\n";
@@ -195,20 +205,19 @@ pub(crate) fn ring(code: Code, arithmetic: Arithmetic, copies: usize) -> String 
         }
         Arithmetic::Pairs if k <= 4 => {
             text += "    var sum = 0.0;\n";
-            let lane = if copies > 1 { " | lane" } else { "" };
             for j in 0..GROUP / 2 {
                 let (first, second) = if j % 2 == 0 { ("x", "y") } else { ("z", "w") };
                 let _ = writeln!(
                     text,
-                    "    let p{j} = unpack2x16float(table{k}[{}{lane}]);\n    sum = fma(p{j}.x, a.v[{1}].{first}, \
+                    "    let p{j} = unpack2x16float(table{k}[{}][lane]);\n    sum = fma(p{j}.x, a.v[{1}].{first}, \
                      fma(p{j}.y, a.v[{1}].{second}, sum));",
-                    window(k, 2 * j, 8 + k, shift),
+                    window(k, 2 * j, 8 + k),
                     j / 2
                 );
             }
             text += "    return sum;\n}\n";
         }
-        Arithmetic::Float | Arithmetic::Pairs => {
+        Arithmetic::Float | Arithmetic::Pairs | Arithmetic::Halves => {
             text += "    var sum = 0.0;\n";
             for i in 0..GROUP {
                 let component = ["x", "y", "z", "w"][i % 4];
@@ -269,7 +278,7 @@ pub(crate) fn decode(m: usize, code: Code) -> String {
         Code::F32 => format!("bitcast<vec4<f32>>(m{m}[at + (flat / 4u + {i}u) * GROUPS])"),
         Code::T8(_) => {
             let values: Vec<String> =
-                (0..4).map(|c| format!("table{words}[{}]", window(words, 4 * i + c, 8, 0))).collect();
+                (0..4).map(|c| format!("table{words}[{}][0]", window(words, 4 * i + c, 8))).collect();
             format!("vec4<f32>({})", values.join(", "))
         }
     };

@@ -12,7 +12,9 @@ use wgpu::{BufferUsages, ErrorFilter, Features};
 use crate::{
     adapter,
     code::Arithmetic,
-    shaders::{Shader, Target},
+    coop,
+    shaders::{Shader, Subgroups, Target},
+    trace::CLOCK,
 };
 
 /// How long the host waits for the device: longer than any submission takes, on any device.
@@ -29,10 +31,14 @@ pub struct Tuning {
     pub subgroups: Option<bool>,
     /// Products in packed bytes rather than in 32-bit floats.
     pub packed: Option<bool>,
-    /// Copies of a look-up table in workgroup memory: 1, 2, 4, 8 or 16.
+    /// Copies of a look-up table in workgroup memory: a power of two up to 32.
     pub copies: Option<usize>,
-    /// Groups of four rows that a workgroup multiplies by one token: 2, 4 or 8.
-    pub quads: Option<usize>,
+    /// Workgroups that a dispatch for one token is given.
+    pub workgroups: Option<usize>,
+    /// Several teams of threads in a workgroup for one token, or one.
+    pub teams: Option<bool>,
+    /// Prompts by cooperative matrices where the adapter has them, or never.
+    pub matrices: Option<bool>,
     /// Linears by the plain shader that the fast ones are held to.
     pub plain: bool,
     /// Whether the driver's code checks every index and loop.
@@ -46,6 +52,8 @@ pub(crate) struct Gpu {
     pub limits: wgpu::Limits,
     pub target: Target,
     checks: wgpu::ShaderRuntimeChecks,
+    /// Whether the processor emulates it.
+    pub emulated: bool,
     /// The adapter, for people.
     pub detail: String,
     /// Why the device was lost or failed, once it is.
@@ -71,11 +79,24 @@ impl Gpu {
         let detail = adapter::describe(&adapter).detail;
         check_limits(&limits, &info.name)?;
         let subgroups = adapter.features().contains(Features::SUBGROUP) && tuning.subgroups != Some(false);
-        let required_features = if subgroups { Features::SUBGROUP } else { Features::empty() };
+        let clock = if adapter.features().contains(CLOCK) { CLOCK } else { Features::empty() };
+        let subgroups = if subgroups { subgroups_of(&info) } else { Subgroups::None };
+        let matrices = tuning.matrices != Some(false) && has_matrices(&adapter, subgroups);
+        let mut required_features = clock;
+        required_features.set(Features::SUBGROUP, subgroups != Subgroups::None);
+        required_features.set(MATRICES, matrices);
+        // SAFETY: wgpu's cooperative matrices are new, and some uses of them may be undefined without a word. Ours stay
+        // inside their buffers (see `Gpu::pipeline`), and the conformance suite runs them where they are offered.
+        let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("upg"),
             required_features,
             required_limits: limits.clone(),
+            experimental_features: if matrices {
+                experimental
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
         };
@@ -98,18 +119,39 @@ impl Gpu {
         let emulated = info.device_type == wgpu::DeviceType::Cpu;
         // Metal has no product of packed bytes; elsewhere drivers have, or make one of a few instructions.
         let packed = tuning.packed.unwrap_or(info.backend != wgpu::Backend::Metal);
+        // On Metal a workgroup of many threads may not get the registers it needs.
+        let discrete = info.device_type == wgpu::DeviceType::DiscreteGpu;
+        let teams = tuning.teams.unwrap_or(packed && discrete) && matches!(subgroups, Subgroups::Fixed(_));
+        let usual_copies = match teams {
+            _ if emulated => 1,
+            true => 16,
+            _ => 4,
+        };
         let target = Target {
-            smallest_subgroup: subgroups.then_some(info.subgroup_min_size.max(1) as usize),
+            subgroups,
+            matrices,
+            workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
             arithmetic: if packed { Arithmetic::Packed } else { Arithmetic::Float },
-            copies: tuning.copies.unwrap_or(if emulated { 1 } else { 4 }),
-            quads: tuning.quads.unwrap_or(4),
+            copies: tuning.copies.unwrap_or(usual_copies),
+            most_threads: limits.max_compute_invocations_per_workgroup as usize,
+            teams,
             plain: tuning.plain,
         };
         let checks = match tuning.checked {
             true => wgpu::ShaderRuntimeChecks::checked(),
             false => wgpu::ShaderRuntimeChecks::unchecked(),
         };
-        Ok(Self { device, queue, limits, target, checks, detail, lost, pipelines: Mutex::default() })
+        Ok(Self {
+            device,
+            queue,
+            limits,
+            target,
+            checks,
+            emulated,
+            detail,
+            lost,
+            pipelines: Mutex::default(),
+        })
     }
 
     /// The most bytes of one binding.
@@ -217,7 +259,11 @@ impl Gpu {
     }
 
     /// Reads mapped bytes of `staging` to `out`; waits for the device.
-    pub(crate) fn read(&self, staging: &wgpu::Buffer, out: &mut [f32]) -> Result<(), MachineError> {
+    pub(crate) fn read<T: bytemuck::AnyBitPattern>(
+        &self,
+        staging: &wgpu::Buffer,
+        out: &mut [T],
+    ) -> Result<(), MachineError> {
         let slice = staging.slice(..size_of_val(out) as u64);
         let (sender, mapped) = mpsc::channel();
         // Fails where this function has given up.
@@ -298,6 +344,31 @@ impl Gpu {
                 entries: &entries,
             })
         })
+    }
+}
+
+/// What cooperative matrices need.
+const MATRICES: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16);
+
+/// Whether the shader for cooperative matrices can run.
+fn has_matrices(adapter: &wgpu::Adapter, subgroups: Subgroups) -> bool {
+    let kind = |p: &wgpu::CooperativeMatrixProperties| {
+        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
+            && p.ab_type == wgpu::CooperativeScalarType::F16
+            && p.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    adapter.features().contains(MATRICES)
+        && subgroups == Subgroups::Fixed(coop::SUBGROUP)
+        && adapter.limits().max_storage_buffers_per_shader_stage >= coop::BUFFERS
+        && adapter.cooperative_matrix_properties().iter().any(kind)
+}
+
+fn subgroups_of(info: &wgpu::AdapterInfo) -> Subgroups {
+    let [smallest, largest] = [info.subgroup_min_size, info.subgroup_max_size].map(|n| n.max(1) as usize);
+    if smallest == largest && largest >= 8 && largest.is_power_of_two() {
+        Subgroups::Fixed(largest)
+    } else {
+        Subgroups::Varying { smallest, largest }
     }
 }
 

@@ -1,13 +1,17 @@
 //! The wgpu machine: the program as WGSL, for Metal, Vulkan and DX12.
 //!
-//! - `shaders/*.wgsl` are the instructions; `shaders.rs` writes a model's shapes and decoders into them;
-//! - `tile` says which rows a workgroup takes and what becomes of them;
+//! - `shaders/*.wgsl` are the instructions; `shaders.rs` and `attention.rs` write a model's shapes and decoders into them;
+//! - `gemv`, `coop` and `tile` say which rows a workgroup takes and what becomes of them;
 //! - `code` writes the decoders of T8 out, a text for each number of bits;
 //! - `layout` and `load` bring weights to the device, in quads of rows, split where a binding is too small;
-//! - `plan` turns the program into dispatches: six a layer.
+//! - `plan` turns the program into dispatches, six a layer, and `tune` measures how many workgroups suit the device;
+//! - `trace` tells where the time goes.
 
 mod adapter;
+mod attention;
 mod code;
+mod coop;
+mod gemv;
 mod gpu;
 mod layout;
 mod limits;
@@ -19,8 +23,11 @@ mod plan;
 mod shaders;
 mod step;
 mod tile;
+mod trace;
+mod tune;
 
 pub use adapter::{AdapterDescription, NO_ADAPTER, adapters, is_available};
 pub use gpu::Tuning;
 pub use limits::read_bandwidth;
 pub use machine::WgpuMachine;
+pub use trace::Traced;

@@ -1,9 +1,9 @@
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use upg_format::ModelConfig;
 use upg_pdvm::{
-    Batch, BatchRow, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program, Weights,
-    lower, rope::RopeTable,
+    Batch, BatchRow, Counters, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program,
+    Weights, lower, rope::RopeTable,
 };
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     plan::{LOGITS, Lowering, Memory, Plan, Shape, kv_token_bytes},
     shaders::Shaders,
     step::{Step, StepLayout},
+    tune,
 };
 
 /// Tokens of one submission: a larger batch is several.
@@ -30,16 +31,15 @@ pub struct WgpuMachine {
     step: Step,
     /// Tokens that attention takes together.
     block_tokens: usize,
-    plan: Plan,
+    pub(crate) plan: Plan,
     /// Of the last submission.
-    shape: Shape,
+    pub(crate) shape: Shape,
     memory: Memory,
     /// Commands of one token, encoded while the device worked on the last.
     prepared: Option<(Shape, wgpu::CommandBuffer)>,
-    /// Spent encoding and submitting.
-    host_time: Duration,
+    counters: Counters,
     _model: Model,
-    gpu: Gpu,
+    pub(crate) gpu: Gpu,
 }
 
 impl WgpuMachine {
@@ -84,11 +84,15 @@ impl WgpuMachine {
         let shaders = Shaders::new(config, gpu.target, &step.layout);
         let program = lower(config);
         let lowering = Lowering { gpu: &gpu, model: &model, memory: &memory, shaders: &shaders, config };
-        let plan = lowering.plan(&program)?;
+        let mut plan = lowering.plan(&program)?;
         gpu.wait()?;
+        match tuning.workgroups {
+            Some(workgroups) => plan.workgroups = workgroups,
+            None => tune::tune(&gpu, &mut plan)?,
+        }
         let info = MachineInfo {
             name: "wgpu",
-            detail: format!("{}; {} dispatches a token", gpu.detail, plan.dispatches()),
+            detail: format!("{}; {} workgroups at once", gpu.detail, plan.workgroups),
             weight_bytes: model.bytes_per_token(config),
             kv_bytes_per_token: kv_token_bytes(config) * config.layers as u64,
         };
@@ -105,38 +109,10 @@ impl WgpuMachine {
             shape: Shape::new(1, 1),
             memory,
             prepared: None,
-            host_time: Duration::ZERO,
+            counters: Counters::default(),
             _model: model,
             gpu,
         })
-    }
-
-    /// Time that the processor has spent encoding and submitting so far.
-    pub fn host_time(&self) -> Duration {
-        self.host_time
-    }
-
-    /// Labels of the different dispatches of the last batch, with the time of each when run `turns` times in a row.
-    /// For measuring: the sequences' contents are worth nothing afterwards.
-    ///
-    /// # Errors
-    /// The device's.
-    pub fn profile(&mut self, turns: u32) -> Result<Vec<(String, Duration)>, MachineError> {
-        let mut times = vec![];
-        for (label, record) in self.plan.each(self.shape) {
-            let mut encoder =
-                self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                (0..turns).for_each(|_| record(&mut pass));
-            }
-            let commands = encoder.finish();
-            let start = Instant::now();
-            self.gpu.queue.submit([commands]);
-            self.gpu.wait()?;
-            times.push((label.to_owned(), start.elapsed() / turns));
-        }
-        Ok(times)
     }
 
     /// Runs rows `first..last` of the batch and writes their logits to the front of `logits`; returns how many numbers.
@@ -181,7 +157,8 @@ impl WgpuMachine {
             // While the device works: the next token's commands are most likely the same.
             self.prepared = Some((shape, self.encode(shape, true)));
         }
-        self.host_time += start.elapsed();
+        self.counters.dispatches += self.plan.dispatches(shape) as u64;
+        self.counters.host_time += start.elapsed();
         if logits.is_empty() { self.gpu.wait() } else { self.gpu.read(&self.memory.staging, logits) }
     }
 
@@ -209,6 +186,10 @@ impl WgpuMachine {
 impl Machine for WgpuMachine {
     fn info(&self) -> MachineInfo {
         self.info.clone()
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        Some(self.counters)
     }
 
     fn program(&self) -> &Program {

@@ -13,7 +13,7 @@ use upg_pdvm::{MachineOptions, Weights as _, conformance::tiny_models, synthetic
 
 use crate::{
     code::{Arithmetic, Code},
-    shaders::{Input, Linear, Output, Shader, Shaders, Target},
+    shaders::{Input, Linear, Output, Shader, Shaders, Subgroups, Target},
     step::StepLayout,
 };
 
@@ -26,6 +26,23 @@ const VERSIONS: [(u8, u8); 5] = [(2, 4), (3, 0), (3, 1), (3, 2), (4, 0)];
 
 /// Every shader of a model of this configuration whose matrices have these codes in turn.
 fn shaders(config: &ModelConfig, target: Target, codes: &[Code]) -> Vec<Shader> {
+    let (shaders, linears) = linears(config, target, codes);
+    let mut all = vec![
+        shaders.embed(codes[0], 0, config.vocab),
+        shaders.attend(),
+        shaders.attend_block(),
+        shaders.join(),
+        shaders.head_input(),
+    ];
+    all.extend(shaders.mlp_hadamard());
+    for linear in &linears {
+        all.extend([shaders.gemv(linear), shaders.gemm(linear), shaders.plain(linear)]);
+    }
+    all
+}
+
+/// What makes the shaders of a model, and its linears.
+fn linears(config: &ModelConfig, target: Target, codes: &[Code]) -> (Shaders, [Linear; 5]) {
     let options = MachineOptions { context: 168.min(config.context), sequences: 3, ..Default::default() };
     let shaders = Shaders::new(config, target, &StepLayout::new(config, &options, 64));
     let code = |i: usize| codes[i % codes.len()];
@@ -40,31 +57,25 @@ fn shaders(config: &ModelConfig, target: Target, codes: &[Code]) -> Vec<Shader> 
     let (q, kv) = (config.q_width(), config.kv_width());
     let linears = [
         linear(hidden, &[q, kv, kv], Input::Norm, Output::Qkv { biases: config.qkv_bias }),
-        linear(q, &[hidden], Input::Attend, Output::Add),
+        linear(q, &[hidden], Input::Plain, Output::Add),
         linear(hidden, &[mlp, mlp], Input::Norm, Output::SwiGlu),
         linear(mlp, &[hidden], Input::Plain, Output::Add),
         linear(hidden, &[vocab], Input::Plain, Output::Logits),
     ];
-    let mut all = vec![
-        shaders.embed(code(0), 0, vocab),
-        shaders.attend(),
-        shaders.attend_block(),
-        shaders.head_input(),
-    ];
-    all.extend(shaders.mlp_hadamard());
-    for linear in &linears {
-        all.extend([shaders.gemv(linear), shaders.gemm(linear), shaders.plain(linear)]);
-    }
-    all
+    (shaders, linears)
 }
 
 /// Parses and validates a shader, for adapters with subgroups and packed f16 and nothing else: 64-bit types are refused.
 fn validate(shader: &Shader) -> (naga::Module, ModuleInfo) {
+    validate_with(shader, Capabilities::empty())
+}
+
+fn validate_with(shader: &Shader, more: Capabilities) -> (naga::Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(&shader.source)
         .unwrap_or_else(|error| panic!("{}: {}", shader.label, error.emit_to_string(&shader.source)));
     let info = Validator::new(
         ValidationFlags::all(),
-        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | more,
     )
     .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
     .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -108,15 +119,19 @@ fn lower(module: &naga::Module, info: &ModuleInfo, shader: &Shader, version: (u8
 fn every_shader_lowers_to_metal_within_its_limits() {
     let all_codes: Vec<Code> = Bits::ALL.map(Code::T8).into_iter().chain([Code::F32]).collect();
     let metal = Target {
-        smallest_subgroup: Some(4),
+        subgroups: Subgroups::Fixed(32),
         arithmetic: Arithmetic::Float,
         copies: 16,
-        quads: 4,
+        most_threads: 1024,
+        teams: false,
+        matrices: false,
+        workgroup_bytes: 32 << 10,
         plain: false,
     };
     let targets = [
         metal,
-        Target { smallest_subgroup: None, ..metal },
+        Target { subgroups: Subgroups::None, ..metal },
+        Target { subgroups: Subgroups::Varying { smallest: 4, largest: 64 }, ..metal },
         Target { arithmetic: Arithmetic::Packed, ..metal },
     ];
     let mut configs: Vec<ModelConfig> = tiny_models().iter().map(|(_, m)| m.config().clone()).collect();
@@ -139,4 +154,36 @@ fn every_shader_lowers_to_metal_within_its_limits() {
         }
     }
     assert!(lowered > 1000, "{lowered} shaders");
+}
+
+#[test]
+fn shaders_for_large_cards_are_valid() {
+    let target = Target {
+        subgroups: Subgroups::Fixed(32),
+        arithmetic: Arithmetic::Packed,
+        copies: 16,
+        most_threads: 1024,
+        teams: true,
+        matrices: true,
+        workgroup_bytes: 48 << 10,
+        plain: false,
+    };
+    let needed = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+    let mut valid = 0;
+    for codes in [&[Bits::B3][..], &[Bits::B4], &[Bits::B8, Bits::B3], &[Bits::B3, Bits::B3, Bits::B4]] {
+        let codes: Vec<Code> = codes.iter().copied().map(Code::T8).collect();
+        let (shaders, linears) = linears(&synthetic::phi4(), target, &codes);
+        for linear in linears.iter().filter(|linear| shaders.by_matrices(linear)) {
+            validate(&shaders.pack(linear));
+            let (module, _) = validate_with(&shaders.gemm_by_matrices(linear), needed);
+            let bytes = threadgroup_bytes(&module) as usize;
+            assert!(bytes <= target.workgroup_bytes, "{bytes} bytes of workgroup memory");
+            valid += 1;
+        }
+        for linear in &linears {
+            let bytes = threadgroup_bytes(&validate(&shaders.gemv(linear)).0) as usize;
+            assert!(bytes <= target.workgroup_bytes, "{bytes} bytes of workgroup memory");
+        }
+    }
+    assert!(valid >= 15, "{valid} linears");
 }

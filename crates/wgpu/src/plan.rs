@@ -1,11 +1,11 @@
 //! The program as dispatches: a compiled shader, its buffers, and how many workgroups a batch needs.
 
-use std::collections::HashSet;
-
 use upg_format::{ModelConfig, TensorKind};
 use upg_pdvm::{MachineError, Op, PAGE_TOKENS, Program};
 
 use crate::{
+    attention::KEYS,
+    coop,
     gpu::{Gpu, Pipeline},
     load::{Matrix, Model},
     shaders::{GEMM_TILE, Input, Linear, Output, Shader, Shaders},
@@ -16,8 +16,9 @@ use crate::{
 pub(crate) const FEW: usize = 4;
 /// Rows of logits that are computed at a time.
 pub(crate) const LOGITS: usize = 64;
-/// The most splits of a context.
-const MOST_SPLITS: usize = 8;
+/// The most splits of a context, and the fewest blocks of keys that are worth one.
+const MOST_SPLITS: usize = 64;
+const BLOCKS_A_SPLIT: usize = 2;
 
 /// Buffers that dispatches pass numbers in; a row a token.
 pub(crate) struct Memory {
@@ -26,12 +27,17 @@ pub(crate) struct Memory {
     x: wgpu::Buffer,
     /// Queries.
     q: wgpu::Buffer,
-    /// Attention's output, a row a token and split of the context.
+    /// Attention's output of each split of the context, a row a token and split.
     partial: wgpu::Buffer,
     /// What the splits' outputs are joined by.
     weights: wgpu::Buffer,
+    /// Attention's output.
+    attended: wgpu::Buffer,
     /// Inside of the MLP.
     h: wgpu::Buffer,
+    /// A linear's input in f16, and each token's scale, where there are cooperative matrices.
+    packed: wgpu::Buffer,
+    packed_scales: wgpu::Buffer,
     /// What goes into the head.
     rows: wgpu::Buffer,
     pub logits: wgpu::Buffer,
@@ -55,17 +61,22 @@ impl Memory {
     ) -> Result<Self, MachineError> {
         let tokens = step.layout.tokens as u64;
         let floats = |label: &str, rows: u64, width: usize| gpu.storage(label, 4 * rows * width as u64);
-        let partials = tokens.max((FEW * MOST_SPLITS) as u64);
+        let partials = (FEW * MOST_SPLITS) as u64;
         let cache = (pages * PAGE_TOKENS) as u64 * kv_token_bytes(config);
         let logits = tokens.min(LOGITS as u64);
+        let widest = config.hidden.max(config.q_width()).max(config.mlp) as u64;
+        let packed = if gpu.target.matrices { tokens * widest } else { 0 };
         let label = |layer| format!("the KV cache of layer {layer}");
         Ok(Self {
             step: gpu.upload("the step", step.all())?,
             x: floats("activations", tokens, config.hidden)?,
             q: floats("queries", tokens, config.q_width())?,
-            partial: floats("attention's output", partials, config.q_width())?,
+            partial: floats("attention's splits", partials, config.q_width())?,
             weights: floats("attention's sums", partials, 2 * config.heads)?,
+            attended: floats("attention's output", tokens, config.q_width())?,
             h: floats("activations of the MLP", tokens, config.mlp)?,
+            packed: gpu.storage("activations in f16", 2 * packed)?,
+            packed_scales: gpu.storage("scales of activations", 4 * tokens)?,
             rows: floats("the head's input", logits, config.hidden)?,
             logits: floats("logits", logits, config.vocab)?,
             staging: gpu.buffer(
@@ -94,9 +105,9 @@ pub(crate) struct Shape {
 impl Shape {
     /// How a batch of `tokens` tokens whose longest context has `length` tokens is run.
     pub(crate) fn new(tokens: usize, length: usize) -> Self {
-        let pages = length.div_ceil(PAGE_TOKENS).max(1);
+        let splits = (length.div_ceil(KEYS) / BLOCKS_A_SPLIT).clamp(1, MOST_SPLITS);
         // Rounded down to a power of two: a shape in use stays in use.
-        let splits = if tokens <= FEW { 1 << pages.min(MOST_SPLITS).ilog2() } else { 1 };
+        let splits = if tokens <= FEW { 1 << splits.ilog2() } else { 1 };
         Self { tokens, splits, tiles: 0, logits: 0 }
     }
 }
@@ -106,10 +117,14 @@ impl Shape {
 enum Grid {
     /// So many a token.
     Tokens(usize),
-    /// So many a tile of tokens.
-    Tiles(usize),
+    /// As many as the device runs at once, at most so many, a token.
+    Steps(usize),
+    /// So many a tile of so many tokens.
+    Tiles(usize, usize),
     /// So many a split of the context and token.
     Splits(usize),
+    /// So many a token, where the context is split.
+    Joins(usize),
     /// So many a tile of attention.
     Blocks(usize),
 }
@@ -123,11 +138,29 @@ struct Dispatch {
 }
 
 impl Dispatch {
-    fn record(&self, pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape) {
+    /// Workgroups that have something to do, where any number of them can run it.
+    fn steps(&self) -> usize {
+        match self.grid {
+            Grid::Steps(most) => most,
+            _ => 0,
+        }
+    }
+
+    /// Whether a batch of this shape has no use for it.
+    fn is_left_out(&self, shape: Shape) -> bool {
+        matches!(self.grid, Grid::Joins(_)) && shape.splits == 1
+    }
+
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape, workgroups: usize) {
+        if self.is_left_out(shape) {
+            return;
+        }
         let [x, y, z] = match self.grid {
             Grid::Tokens(n) => [n, tokens, 1],
-            Grid::Tiles(n) => [n, tokens.div_ceil(GEMM_TILE), 1],
+            Grid::Steps(most) => [workgroups.min(most), tokens, 1],
+            Grid::Tiles(n, tile) => [n, tokens.div_ceil(tile), 1],
             Grid::Splits(n) => [n, shape.splits, tokens],
+            Grid::Joins(n) => [n, tokens, 1],
             Grid::Blocks(n) => [n, shape.tiles, 1],
         };
         pass.set_pipeline(&self.pipeline);
@@ -136,71 +169,88 @@ impl Dispatch {
     }
 }
 
-/// One step of the program: the dispatch for few tokens and, where that is another, the one for many.
+/// One step of the program: the dispatch for few tokens and, where that is another, those for many.
 struct Work {
     few: Dispatch,
-    many: Option<Dispatch>,
+    many: Vec<Dispatch>,
+}
+
+impl Work {
+    fn dispatches(&self, tokens: usize) -> &[Dispatch] {
+        match self.many.as_slice() {
+            many if !many.is_empty() && tokens > FEW => many,
+            _ => std::slice::from_ref(&self.few),
+        }
+    }
 }
 
 /// The program's dispatches.
 #[derive(Default)]
 pub(crate) struct Plan {
+    /// Workgroups that the device runs at once.
+    pub workgroups: usize,
     body: Vec<Work>,
     /// Run for the rows of logits only.
     head: Vec<Work>,
 }
 
 impl Plan {
-    /// Dispatches of one token with its logits.
-    pub(crate) fn dispatches(&self) -> usize {
-        self.body.len() + self.head.len()
-    }
-
     /// Records the program's layers.
     pub(crate) fn record_body(&self, pass: &mut wgpu::ComputePass<'_>, shape: Shape) {
-        record(&self.body, pass, shape.tokens, shape);
+        self.record(&self.body, pass, shape.tokens, shape);
+    }
+
+    fn record(&self, works: &[Work], pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape) {
+        for dispatch in works.iter().flat_map(|work| work.dispatches(tokens)) {
+            dispatch.record(pass, tokens, shape, self.workgroups);
+        }
+    }
+
+    /// The linears of the most steps for one token, a few of them.
+    fn largest(&self) -> impl Iterator<Item = &Dispatch> {
+        let steps = self.largest_steps();
+        let largest = self.body.iter().map(|work| &work.few);
+        largest.filter(move |dispatch| dispatch.steps() == steps).take(8)
+    }
+
+    pub(crate) fn largest_steps(&self) -> usize {
+        self.body.iter().map(|work| work.few.steps()).max().unwrap_or(0)
+    }
+
+    /// Records [`Plan::largest`], for measuring.
+    pub(crate) fn record_largest(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let shape = Shape::new(1, 1);
+        self.largest().for_each(|dispatch| dispatch.record(pass, 1, shape, self.workgroups));
     }
 
     /// Records the head.
     pub(crate) fn record_head(&self, pass: &mut wgpu::ComputePass<'_>, shape: Shape) {
-        record(&self.head, pass, shape.logits, shape);
-    }
-}
-
-fn record(works: &[Work], pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape) {
-    for work in works {
-        work.dispatch(tokens).record(pass, tokens, shape);
-    }
-}
-
-impl Work {
-    fn dispatch(&self, tokens: usize) -> &Dispatch {
-        match &self.many {
-            Some(many) if tokens > FEW => many,
-            _ => &self.few,
-        }
+        self.record(&self.head, pass, shape.logits, shape);
     }
 }
 
 impl Plan {
-    /// Labels of the program's different dispatches for a batch of this shape, with what records each.
+    /// Labels of the dispatches of a batch of this shape, with what records each.
     pub(crate) fn each(
         &self,
         shape: Shape,
     ) -> impl Iterator<Item = (&str, impl Fn(&mut wgpu::ComputePass<'_>))> {
         let body = self.body.iter().map(move |work| (work, shape.tokens));
         let head = self.head.iter().map(move |work| (work, shape.logits));
-        let mut seen = HashSet::new();
-        body.chain(head).map(|(work, tokens)| (work.dispatch(tokens), tokens)).filter_map(
-            move |(dispatch, tokens)| {
-                seen.insert(dispatch.label.as_str()).then_some((
-                    dispatch.label.as_str(),
-                    move |pass: &mut wgpu::ComputePass<'_>| {
-                        dispatch.record(pass, tokens, shape);
-                    },
-                ))
-            },
-        )
+        body.chain(head)
+            .filter(move |(_, tokens)| *tokens > 0)
+            .flat_map(move |(work, tokens)| work.dispatches(tokens).iter().map(move |d| (d, tokens)))
+            .filter(move |(dispatch, _)| !dispatch.is_left_out(shape))
+            .map(move |(dispatch, tokens)| {
+                (dispatch.label.as_str(), move |pass: &mut wgpu::ComputePass<'_>| {
+                    dispatch.record(pass, tokens, shape, self.workgroups);
+                })
+            })
+    }
+
+    /// Dispatches of a batch of this shape.
+    pub(crate) fn dispatches(&self, shape: Shape) -> usize {
+        self.each(shape).count()
     }
 }
 
@@ -229,7 +279,7 @@ impl Lowering<'_> {
 
     fn lower(&self, op: Op, works: &mut Vec<Work>) -> Result<(), MachineError> {
         use TensorKind::{Down, Embed, FinalNorm, Gate, Head, K, KBias, O, Q, QBias, Up, V, VBias};
-        let Memory { x, q, partial, weights, h, rows, logits, step, .. } = self.memory;
+        let Memory { x, q, partial, weights, attended, h, rows, logits, step, .. } = self.memory;
         let layer = op.layer().unwrap_or(0);
         let matrix = |kind| self.model.matrix(layer, kind);
         match op {
@@ -263,15 +313,18 @@ impl Lowering<'_> {
                 )?;
             }
             Op::Attend { layer } => {
-                let buffers = [step, q, &self.memory.caches[layer], partial, weights];
+                let cache = &self.memory.caches[layer];
                 let groups = self.config.heads / self.shaders.share();
+                let buffers = [step, q, cache, partial, weights, attended];
                 let few = self.dispatch(&self.shaders.attend(), &buffers, Grid::Splits(groups))?;
-                let many =
-                    self.dispatch(&self.shaders.attend_block(), &buffers[..4], Grid::Blocks(groups))?;
-                works.push(Work { few, many: Some(many) });
+                let buffers = [step, q, cache, attended];
+                let many = self.dispatch(&self.shaders.attend_block(), &buffers, Grid::Blocks(groups))?;
+                works.push(Work { few, many: vec![many] });
+                let grid = Grid::Joins((self.config.q_width() / 2).div_ceil(Shaders::JOIN_THREADS));
+                works.push(self.work(&self.shaders.join(), &[step, partial, weights, attended], grid)?);
             }
             Op::OutAdd { .. } => {
-                self.linear(works, &[matrix(O)?], &[], (Input::Attend, partial), (Output::Add, &[x]))?;
+                self.linear(works, &[matrix(O)?], &[], (Input::Plain, attended), (Output::Add, &[x]))?;
             }
             Op::NormGateUp { .. } => {
                 self.linear(
@@ -306,7 +359,7 @@ impl Lowering<'_> {
     }
 
     fn work(&self, shader: &Shader, buffers: &[&wgpu::Buffer], grid: Grid) -> Result<Work, MachineError> {
-        Ok(Work { few: self.dispatch(shader, buffers, grid)?, many: None })
+        Ok(Work { few: self.dispatch(shader, buffers, grid)?, many: vec![] })
     }
 
     fn dispatch(
@@ -352,9 +405,6 @@ impl Lowering<'_> {
                 output,
             };
             let mut buffers = vec![&self.memory.step, from];
-            if input == Input::Attend {
-                buffers.push(&self.memory.weights);
-            }
             buffers.extend(matrices.iter().map(|m| &m.parts[part]));
             buffers.push(&vectors);
             buffers.extend(to);
@@ -366,13 +416,34 @@ impl Lowering<'_> {
             let few = self.dispatch(
                 &self.shaders.gemv(&linear),
                 &buffers,
-                Grid::Tokens(self.shaders.gemv_tiles(&linear)),
+                Grid::Steps(self.shaders.gemv_workgroups(&linear)),
             )?;
-            let many =
-                self.dispatch(&self.shaders.gemm(&linear), &buffers, Grid::Tiles(linear.gemm_tiles()))?;
-            works.push(Work { few, many: Some(many) });
+            let many = if self.shaders.by_matrices(&linear) {
+                self.by_matrices(&linear, from, &buffers)?
+            } else {
+                let grid = Grid::Tiles(linear.gemm_tiles(), GEMM_TILE);
+                vec![self.dispatch(&self.shaders.gemm(&linear), &buffers, grid)?]
+            };
+            works.push(Work { few, many });
         }
         Ok(())
+    }
+
+    /// A linear's dispatches for many tokens by cooperative matrices; `buffers` are those of its other shaders.
+    fn by_matrices(
+        &self,
+        linear: &Linear,
+        from: &wgpu::Buffer,
+        buffers: &[&wgpu::Buffer],
+    ) -> Result<Vec<Dispatch>, MachineError> {
+        let Memory { packed, packed_scales, .. } = self.memory;
+        let pack =
+            self.dispatch(&self.shaders.pack(linear), &[from, packed, packed_scales], Grid::Tokens(1))?;
+        let mut buffers = buffers.to_vec();
+        buffers[1] = packed;
+        buffers.insert(2, packed_scales);
+        let grid = Grid::Tiles(linear.tiles_of(coop::TILE), coop::TILE);
+        Ok(vec![pack, self.dispatch(&self.shaders.gemm_by_matrices(linear), &buffers, grid)?])
     }
 }
 

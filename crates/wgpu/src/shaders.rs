@@ -8,32 +8,59 @@ use upg_pdvm::{PAGE_TOKENS, rotation};
 
 use crate::{
     code::{self, Arithmetic, Code},
+    coop,
+    gemv::{self, Cut},
     step::StepLayout,
-    tile::{add_tile, emit_pair, reduction, scales, slots},
+    tile::{scales, slots},
 };
 
 /// Rows of a matrix that the shader for many tokens takes at a time, and tokens.
 pub(crate) const GEMM_TILE: usize = 64;
-/// Threads of a workgroup where nothing else decides.
-const THREADS: usize = 128;
-/// Threads that make one head's scores of a page into weights.
-const TEAM: usize = 8;
-/// Keys that a tile of attention takes at a time; they lie in one page.
-const KEYS: usize = 32;
-/// The most query heads that attention takes together.
-const MOST_SHARED: usize = 8;
+
+/// Which subgroups the adapter runs a workgroup as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Subgroups {
+    /// The shaders use none.
+    None,
+    /// Of so many threads, a power of two and at least 8.
+    Fixed(usize),
+    /// Of different sizes.
+    Varying { smallest: usize, largest: usize },
+}
+
+impl Subgroups {
+    /// Threads of the smallest; where there are none, of what is summed in their stead.
+    pub(crate) fn smallest(self) -> usize {
+        match self {
+            Self::None => 8,
+            Self::Fixed(threads) | Self::Varying { smallest: threads, .. } => threads,
+        }
+    }
+
+    pub(crate) fn largest(self) -> usize {
+        match self {
+            Self::None => 8,
+            Self::Fixed(threads) | Self::Varying { largest: threads, .. } => threads,
+        }
+    }
+}
 
 /// What the adapter offers, as far as shaders differ by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
-    /// The smallest subgroup, where there are subgroups.
-    pub smallest_subgroup: Option<usize>,
+    pub subgroups: Subgroups,
     /// How products with activations are computed.
     pub arithmetic: Arithmetic,
-    /// Copies of a look-up table in workgroup memory, a power of two up to 16.
+    /// Copies of a look-up table in workgroup memory, a power of two up to 32.
     pub copies: usize,
-    /// Groups of four rows that a workgroup multiplies by one token, an even number; more where there are very many rows.
-    pub quads: usize,
+    /// The most threads of a workgroup.
+    pub most_threads: usize,
+    /// Whether several teams of threads share a workgroup, where a dispatch is for one token.
+    pub teams: bool,
+    /// Whether there are cooperative matrices of 16 by 16, f16 with sums in f32, and subgroups of 32.
+    pub matrices: bool,
+    /// Workgroup memory, in bytes.
+    pub workgroup_bytes: usize,
     /// Whether linears run plainly.
     pub plain: bool,
 }
@@ -54,8 +81,6 @@ pub(crate) enum Input {
     Plain,
     /// Normed by the root of its mean square.
     Norm,
-    /// Attention's output.
-    Attend,
 }
 
 /// Where a linear's output goes.
@@ -91,7 +116,7 @@ impl Linear {
     }
 
     /// Workgroups of tiles of `rows` rows.
-    fn tiles_of(&self, rows: usize) -> usize {
+    pub(crate) fn tiles_of(&self, rows: usize) -> usize {
         if self.paired() {
             self.matrices[0].1.div_ceil(rows / 2)
         } else {
@@ -99,20 +124,9 @@ impl Linear {
         }
     }
 
-    /// Workgroups for one token, of `quads` quads each.
-    fn gemv_tiles(&self, quads: usize) -> usize {
-        self.tiles_of(4 * quads)
-    }
-
     /// Workgroups for [`GEMM_TILE`] tokens.
     pub(crate) fn gemm_tiles(&self) -> usize {
         self.tiles_of(GEMM_TILE)
-    }
-
-    /// Threads of a workgroup for one token: as many as leave few of them idle in the last round.
-    fn threads(&self) -> usize {
-        let groups = self.cols / 32;
-        groups.div_ceil(groups.div_ceil(256)).next_multiple_of(32)
     }
 
     pub(crate) fn codes(&self) -> Vec<Code> {
@@ -122,7 +136,7 @@ impl Linear {
 
 /// Makes the shaders of one model.
 pub(crate) struct Shaders {
-    config: ModelConfig,
+    pub(crate) config: ModelConfig,
     target: Target,
     constants: String,
 }
@@ -158,7 +172,7 @@ impl Shaders {
     }
 
     /// `buffers`: a WGSL variable's name, element and whether it is written.
-    fn shader(&self, label: String, buffers: &[(&str, &str, bool)], parts: &[&str]) -> Shader {
+    pub(crate) fn shader(&self, label: String, buffers: &[(&str, &str, bool)], parts: &[&str]) -> Shader {
         let mut source = self.constants.clone();
         for (binding, (name, element, writes)) in buffers.iter().enumerate() {
             let access = if *writes { "read_write" } else { "read" };
@@ -201,78 +215,6 @@ impl Shaders {
 
     pub(crate) const EMBED_THREADS: usize = 64;
 
-    /// Query heads that attention takes together.
-    pub(crate) fn share(&self) -> usize {
-        let group = self.config.heads / self.config.kv_heads;
-        (1..=group.min(MOST_SHARED)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1)
-    }
-
-    /// Attention of one token, a split of the context a workgroup. Buffers: step, q, cache, partial, weights.
-    pub(crate) fn attend(&self) -> Shader {
-        let half = self.config.head_dim / 2;
-        let threads = THREADS.max(half.next_multiple_of(32));
-        let constants = format!(
-            "const THREADS: u32 = {threads}u;\nconst SHARE: u32 = {}u;\nconst TEAM: u32 = {TEAM}u;\n\
-             const SLOTS: u32 = {}u;\n",
-            self.share(),
-            threads / half
-        );
-        self.shader(
-            "attend".into(),
-            &[
-                ("step", "u32", false),
-                ("q", "vec2<f32>", false),
-                ("cache", "u32", false),
-                ("partial", "vec2<f32>", true),
-                ("weights", "vec2<f32>", true),
-            ],
-            &[
-                &constants,
-                include_str!("../shaders/step.wgsl"),
-                include_str!("../shaders/cache.wgsl"),
-                include_str!("../shaders/attend.wgsl"),
-            ],
-        )
-    }
-
-    /// Tokens of a tile of [`Shaders::attend_block`].
-    pub(crate) fn block_tokens(&self) -> usize {
-        (self.block_rows() / self.share()).max(1)
-    }
-
-    /// Rows of a tile, a row a token and query head: as many as fit workgroup memory.
-    fn block_rows(&self) -> usize {
-        if self.config.head_dim <= 128 { 32 } else { 16 }
-    }
-
-    /// Attention of a tile of tokens. Buffers: step, q, cache, partial.
-    pub(crate) fn attend_block(&self) -> Shader {
-        let half = self.config.head_dim / 2;
-        let threads = THREADS.max(half.next_multiple_of(32));
-        let (slots, rows) = (threads / half, self.block_rows());
-        let constants = format!(
-            "const THREADS: u32 = {threads}u;\nconst SHARE: u32 = {}u;\nconst ROWS: u32 = {rows}u;\nconst KEYS: u32 = \
-             {KEYS}u;\nconst SLOTS: u32 = {slots}u;\nconst ROWS_A_THREAD: u32 = {}u;\n",
-            self.share(),
-            rows.div_ceil(slots)
-        );
-        self.shader(
-            "attend, many tokens".into(),
-            &[
-                ("step", "u32", false),
-                ("q", "vec2<f32>", false),
-                ("cache", "u32", false),
-                ("partial", "vec2<f32>", true),
-            ],
-            &[
-                &constants,
-                include_str!("../shaders/step.wgsl"),
-                include_str!("../shaders/cache.wgsl"),
-                include_str!("../shaders/attend_block.wgsl"),
-            ],
-        )
-    }
-
     /// The Hadamard inside the MLP, in place; `None` where there is none. Buffers: step, h.
     pub(crate) fn mlp_hadamard(&self) -> Option<Shader> {
         let block = rotation::block(self.config.mlp);
@@ -312,13 +254,9 @@ impl Shaders {
         )
     }
 
-    /// The names, elements and accesses of a linear's buffers: step, input, attention's weights where it is the input,
-    /// the matrices, their scales and biases, outputs.
+    /// The names, elements and accesses of a linear's buffers: step, input, the matrices, their scales and biases, outputs.
     fn buffers(&self, linear: &Linear) -> Vec<(&'static str, &'static str, bool)> {
         let mut buffers = vec![("step", "u32", false), ("input", "vec4<f32>", false)];
-        if linear.input == Input::Attend {
-            buffers.push(("weights", "vec2<f32>", false));
-        }
         buffers.extend(
             ["m0", "m1", "m2"].map(|m| (m, "vec4<u32>", false)).into_iter().take(linear.matrices.len()),
         );
@@ -332,60 +270,33 @@ impl Shaders {
         buffers
     }
 
-    /// Quads of a workgroup for one token.
-    fn quads(&self, linear: &Linear) -> usize {
-        let rows: usize = linear.matrices.iter().map(|(_, rows)| rows).sum();
-        if rows >= 16_384 { 2 * self.target.quads } else { self.target.quads }
-    }
-
-    /// Workgroups for one token.
-    pub(crate) fn gemv_tiles(&self, linear: &Linear) -> usize {
-        linear.gemv_tiles(self.quads(linear))
+    /// The most workgroups for one token that have something to do.
+    pub(crate) fn gemv_workgroups(&self, linear: &Linear) -> usize {
+        Cut::new(linear, &self.target).most_workgroups()
     }
 
     /// A linear for one token a workgroup.
     pub(crate) fn gemv(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
-        let Target { mut arithmetic, smallest_subgroup, mut copies, .. } = self.target;
+        let Target { mut arithmetic, mut copies, .. } = self.target;
         let (tables, bits) = code::table_count(&codes);
         if arithmetic == Arithmetic::Float && tables == 1 && bits <= 4 {
             // A table of pairs is 2^K times as large.
             (arithmetic, copies) = (Arithmetic::Pairs, copies >> bits);
         }
         let copies = (copies / tables.max(1).next_power_of_two()).max(1);
-        let threads = linear.threads();
-        let mut parts = self.linear_parts(linear, threads);
-        parts.push(code::tables(&codes, copies, arithmetic));
+        let cut = Cut::new(linear, &self.target);
+        let mut parts = self.linear_parts(linear, cut.threads());
+        parts.push(code::tables(&codes, copies, cut.threads(), arithmetic));
         parts.push(code::activations(arithmetic));
         let mut distinct = codes.clone();
         distinct.sort();
         distinct.dedup();
         for code in distinct {
-            parts.extend([code::ring(code, arithmetic, copies), code::rings(code, arithmetic)]);
+            parts.extend([code::ring(code, arithmetic), code::rings(code, arithmetic)]);
         }
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::quad(m, *code)));
-        let quads = self.quads(linear);
-        let (declare, reduce) = reduction(quads, threads, smallest_subgroup);
-        let builtins = match smallest_subgroup {
-            Some(_) => {
-                "@builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32, \
-                 @builtin(subgroup_invocation_id) subgroup_lane: u32,"
-            }
-            None => "",
-        };
-        parts.push(declare);
-        parts.push(
-            include_str!("../shaders/gemv.wgsl")
-                .replace("SUBGROUP_BUILTINS", builtins)
-                .replace(
-                    "DECLARE_SUMS",
-                    &(0..quads).map(|i| format!("var sum{i} = vec4<f32>(); ")).collect::<String>(),
-                )
-                .replace("ADD_TILE", &add_tile(linear, quads))
-                .replace("REDUCE", &reduce)
-                .replace("EMIT_PAIR", &emit_pair(linear, quads))
-                .replace("QUADS", &format!("{quads}u")),
-        );
+        parts.push(gemv::gemv(linear, &cut));
         self.linear_shader("one token", linear, &parts)
     }
 
@@ -393,7 +304,7 @@ impl Shaders {
     pub(crate) fn gemm(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
         let mut parts = self.linear_parts(linear, 128);
-        parts.push(code::tables(&codes, 1, Arithmetic::Float).replace("fill_tables", "fill_values"));
+        parts.push(code::tables(&codes, 1, 128, Arithmetic::Float).replace("fill_tables", "fill_values"));
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::decode(m, *code)));
         parts.push(slots(linear, "decode", "g", "Group"));
         let tokens = if linear.output == Output::Logits { "2u" } else { "0u" };
@@ -438,6 +349,41 @@ impl Shaders {
         self.linear_shader("many tokens", linear, &parts)
     }
 
+    /// Whether many tokens are multiplied by cooperative matrices.
+    pub(crate) fn by_matrices(&self, linear: &Linear) -> bool {
+        self.target.matrices && coop::fits(linear, self.target.workgroup_bytes)
+    }
+
+    /// Makes a linear's input f16. Buffers: input, packed, scales.
+    pub(crate) fn pack(&self, linear: &Linear) -> Shader {
+        let constants = format!(
+            "const GROUPS: u32 = {}u;\nconst THREADS: u32 = 256u;\n{}",
+            linear.cols / 32,
+            norm_scale(linear.input)
+        );
+        self.shader(
+            format!("pack {} from {:?}", linear.cols, linear.input),
+            &[("input", "vec4<f32>", false), ("packed", "vec2<u32>", true), ("packed_scales", "f32", true)],
+            &[&constants, include_str!("../shaders/pack.wgsl")],
+        )
+    }
+
+    /// A linear for many tokens, by cooperative matrices.
+    pub(crate) fn gemm_by_matrices(&self, linear: &Linear) -> Shader {
+        let mut buffers = self.buffers(linear);
+        buffers[1] = ("input", "vec4<f16>", false);
+        buffers.insert(2, ("scales", "f32", false));
+        let mut parts = self.constants_and_rows(linear, coop::THREADS);
+        parts.push(include_str!("../shaders/step.wgsl").into());
+        parts.extend(emits(linear.output).map(String::from));
+        parts.push(coop::gemm(linear));
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let label = format!("{:?} from {:?}, many tokens by matrices", linear.output, linear.input);
+        let mut shader = self.shader(label, &buffers, &parts);
+        shader.source.insert_str(0, "enable f16;\nenable wgpu_cooperative_matrix;\n");
+        shader
+    }
+
     /// A linear, plainly, for any number of tokens.
     pub(crate) fn plain(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
@@ -460,8 +406,23 @@ impl Shaders {
         self.shader(label, &self.buffers(linear), &parts)
     }
 
-    /// What both shaders of a linear begin with.
+    /// What the shaders of a linear begin with.
     fn linear_parts(&self, linear: &Linear, threads: usize) -> Vec<String> {
+        let mut parts = self.constants_and_rows(linear, threads);
+        parts.push(norm_scale(linear.input));
+        parts.extend(
+            [
+                include_str!("../shaders/step.wgsl"),
+                include_str!("../shaders/group.wgsl"),
+                include_str!("../shaders/load.wgsl"),
+            ]
+            .map(String::from),
+        );
+        parts.extend(emits(linear.output).map(String::from));
+        parts
+    }
+
+    fn constants_and_rows(&self, linear: &Linear, threads: usize) -> Vec<String> {
         let (first, whole) = linear.part;
         let mut constants = format!(
             "const GROUPS: u32 = {}u;\nconst THREADS: u32 = {threads}u;\nconst FIRST_ROW: u32 = {first}u;\n\
@@ -471,36 +432,28 @@ impl Shaders {
         for (m, (_, rows)) in linear.matrices.iter().enumerate() {
             let _ = writeln!(constants, "const ROWS{m}: u32 = {rows}u;");
         }
-        let norm = match linear.input {
-            Input::Norm => "inverseSqrt(squares / f32(GROUPS * 32u) + EPS)",
-            _ => "1.0",
-        };
-        let norm = format!("fn norm_scale(squares: f32) -> f32 {{ return {norm}; }}\n");
-        let input = match linear.input {
-            Input::Attend => include_str!("../shaders/input_attend.wgsl"),
-            _ => include_str!("../shaders/input_plain.wgsl"),
-        };
-        let emit = match linear.output {
-            Output::Qkv { .. } => {
-                [include_str!("../shaders/cache.wgsl"), include_str!("../shaders/emit_qkv.wgsl")]
-            }
-            Output::Add => ["", include_str!("../shaders/emit_add.wgsl")],
-            Output::SwiGlu => ["", include_str!("../shaders/emit_swiglu.wgsl")],
-            Output::Logits => ["", include_str!("../shaders/emit_logits.wgsl")],
-        };
-        let mut parts = vec![constants, norm, scales(linear)];
-        parts.extend(
-            [
-                include_str!("../shaders/step.wgsl"),
-                include_str!("../shaders/group.wgsl"),
-                input,
-                include_str!("../shaders/load.wgsl"),
-                emit[0],
-                emit[1],
-            ]
-            .map(String::from),
-        );
-        parts
+        vec![constants, scales(linear)]
+    }
+}
+
+/// `fn norm_scale(squares) -> f32`: what an input is scaled by, from the sum of its squares.
+fn norm_scale(input: Input) -> String {
+    let norm = match input {
+        Input::Norm => "inverseSqrt(squares / f32(GROUPS * 32u) + EPS)",
+        Input::Plain => "1.0",
+    };
+    format!("fn norm_scale(squares: f32) -> f32 {{ return {norm}; }}\n")
+}
+
+/// `fn emit`: what becomes of a pair of rows.
+fn emits(output: Output) -> [&'static str; 2] {
+    match output {
+        Output::Qkv { .. } => {
+            [include_str!("../shaders/cache.wgsl"), include_str!("../shaders/emit_qkv.wgsl")]
+        }
+        Output::Add => ["", include_str!("../shaders/emit_add.wgsl")],
+        Output::SwiGlu => ["", include_str!("../shaders/emit_swiglu.wgsl")],
+        Output::Logits => ["", include_str!("../shaders/emit_logits.wgsl")],
     }
 }
 

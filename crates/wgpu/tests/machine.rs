@@ -33,19 +33,13 @@ fn every_model_conforms_plainly() {
 /// The shaders that graphics cards run, on the shape of the model they are for.
 #[test]
 fn packed_bytes_conform() {
-    let tuning = Tuning { packed: Some(true), copies: Some(16), quads: Some(2), ..Tuning::default() };
+    let tuning = Tuning { packed: Some(true), copies: Some(16), ..Tuning::default() };
     conforms(tuning, &tiny_models()[..1]);
 }
 
 /// Without subgroups, and with the driver's checks.
 #[test]
 fn floats_without_subgroups_conform() {
-    let tuning = Tuning {
-        packed: Some(false),
-        subgroups: Some(false),
-        quads: Some(2),
-        checked: true,
-        ..Tuning::default()
-    };
+    let tuning = Tuning { packed: Some(false), subgroups: Some(false), checked: true, ..Tuning::default() };
     conforms(tuning, &tiny_models()[..1]);
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use upg_engine::{Sampler, SamplingOptions};
-use upg_pdvm::{Logits, Machine, Segment, SeqId, rotation::SplitMix64};
+use upg_pdvm::{Counters, Logits, Machine, Segment, SeqId, rotation::SplitMix64};
 
 use crate::{interrupt::Interrupt, printer::Progress};
 
@@ -39,10 +39,31 @@ impl Rate {
     }
 }
 
+/// What a device was given for each token that was generated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenWork {
+    /// Kernels or dispatches.
+    pub dispatches: f64,
+    /// Microseconds of this processor's time for giving them, waiting left out.
+    pub host_us: f64,
+}
+
+impl TokenWork {
+    fn between(before: Counters, after: Counters, tokens: usize) -> Self {
+        let tokens = tokens as f64;
+        Self {
+            dispatches: (after.dispatches - before.dispatches) as f64 / tokens,
+            host_us: (after.host_time - before.host_time).as_secs_f64() * 1e6 / tokens,
+        }
+    }
+}
+
 /// Both rates, where asked for.
 pub struct Measured {
     pub prefill: Option<Rate>,
     pub decode: Option<Rate>,
+    /// Of decoding, where the machine counts it.
+    pub token_work: Option<TokenWork>,
 }
 
 /// Runs all tests. `progress` counts the tokens.
@@ -72,9 +93,14 @@ pub fn measure(
     bench.forget(0)?;
     bench.read(tests.depth)?;
     let prefill = bench.repeat(tests.reps, tests.depth, tests.prompt, Bench::read)?;
+    let before = bench.machine.counters();
     let decode = bench.repeat(tests.reps, tests.depth, tests.generate, Bench::write)?;
+    let token_work = before
+        .zip(bench.machine.counters())
+        .filter(|_| tests.generate > 0)
+        .map(|(before, after)| TokenWork::between(before, after, tests.reps * tests.generate));
     bench.machine.kv_mut().close(seq);
-    Ok(Measured { prefill, decode })
+    Ok(Measured { prefill, decode, token_work })
 }
 
 /// Tokens that [`measure`] runs in all.
@@ -152,6 +178,8 @@ impl Bench<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -159,5 +187,12 @@ mod tests {
         assert_eq!(Rate::of(vec![3.0, 1.0, 2.0]), Some(Rate { median: 2.0, spread: 1.0 }));
         assert_eq!(Rate::of(vec![4.0, 1.0]), Some(Rate { median: 2.5, spread: 1.5 }));
         assert_eq!(Rate::of(vec![]), None);
+    }
+
+    #[test]
+    fn work_is_counted_for_each_token() {
+        let at = |dispatches, us| Counters { dispatches, host_time: Duration::from_micros(us) };
+        let work = TokenWork::between(at(100, 50), at(700, 350), 3);
+        assert_eq!(work, TokenWork { dispatches: 200.0, host_us: 100.0 });
     }
 }

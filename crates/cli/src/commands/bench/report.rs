@@ -46,6 +46,10 @@ pub struct Report {
     percent_of_limit: Option<f64>,
     /// Of the limit on prompts.
     prefill_percent_of_peak: Option<f64>,
+    /// Kernels or dispatches that a device was given for each token that was generated.
+    dispatches_per_token: Option<f64>,
+    /// Microseconds of this processor's time for giving a device the work of one token, waiting left out.
+    host_us_per_token: Option<f64>,
     kv_bytes_per_token: u64,
     peak_rss_bytes: Option<u64>,
 }
@@ -89,6 +93,8 @@ impl Report {
             prefill_percent_of_peak: prefill
                 .zip(limits.and_then(|l| l.multiply_gmac_s))
                 .map(|(rate, peak)| 100.0 * rate * work.prompt_weights as f64 / (peak * 1e9)),
+            dispatches_per_token: measured.token_work.map(|work| work.dispatches),
+            host_us_per_token: measured.token_work.map(|work| work.host_us),
             kv_bytes_per_token: info.kv_bytes_per_token,
             peak_rss_bytes: peak_rss(),
         }
@@ -141,6 +147,12 @@ impl Report {
             bytes(self.token_bytes),
             self.reps
         ));
+        if let (Some(dispatches), Some(us)) = (self.dispatches_per_token, self.host_us_per_token) {
+            lines.push(format!(
+                "the device is given {dispatches:.0} dispatches a token, for {} µs of this processor's time",
+                three_digits(us)
+            ));
+        }
         if self.layers < self.all_layers {
             lines.push(format!(
                 "this is a model of {} layers: the whole one, of {}, is slower",

@@ -1,0 +1,234 @@
+//! WGSL of a linear for one token (`shaders/gemv.wgsl`): which quads a workgroup takes, and what becomes of their sums.
+
+use std::fmt::Write as _;
+
+use crate::{
+    code::{self, Code},
+    shaders::{Linear, Subgroups, Target},
+};
+
+/// Threads of a workgroup of several teams: more share one look-up table, but then each has fewer registers.
+const TEAM_THREADS: usize = 640;
+/// Threads of a team at most.
+const MOST_COLUMNS: usize = 320;
+
+/// Matrices whose steps are multiplied by the same statements.
+struct Run {
+    /// The codes of a step's two quads.
+    codes: [Code; 2],
+    /// The step after its last.
+    end: usize,
+}
+
+/// How a linear is cut among threads and steps.
+pub(crate) struct Cut {
+    /// Threads of a team: as many as leave few of them idle in the last turn.
+    columns: usize,
+    teams: usize,
+    /// Groups of 32 columns that a thread takes one after the other.
+    turns: usize,
+    /// Two quads each: one of each matrix where they are paired, of one of them where not.
+    steps: usize,
+    subgroups: Subgroups,
+    /// Bytes of workgroup memory for the sums that wait for the end of a chunk.
+    partial_bytes: usize,
+}
+
+impl Cut {
+    pub(crate) fn new(linear: &Linear, target: &Target) -> Self {
+        let subgroups = target.subgroups;
+        let groups = linear.cols / 32;
+        let turns = groups.div_ceil(MOST_COLUMNS.min(target.most_threads));
+        let columns = groups.div_ceil(turns).next_multiple_of(subgroups.largest().max(32));
+        let teams = if target.teams { (TEAM_THREADS.min(target.most_threads) / columns).max(1) } else { 1 };
+        let steps = match linear.paired() {
+            true => linear.matrices[0].1.div_ceil(4),
+            false => linear.matrices.iter().map(|(_, rows)| rows.div_ceil(8)).sum(),
+        };
+        let partial_bytes = if target.workgroup_bytes >= 48 << 10 { 16 << 10 } else { 8 << 10 };
+        Self { columns, teams, turns, steps, subgroups, partial_bytes }
+    }
+
+    /// Threads of a workgroup.
+    pub(crate) fn threads(&self) -> usize {
+        self.columns * self.teams
+    }
+
+    /// Workgroups that have something to do.
+    pub(crate) fn most_workgroups(&self) -> usize {
+        self.steps.div_ceil(self.teams)
+    }
+
+    /// The most subgroups that a team can have.
+    fn subgroups(&self) -> usize {
+        self.columns.div_ceil(self.subgroups.smallest())
+    }
+
+    /// Steps of a team whose sums fit workgroup memory.
+    fn chunk(&self) -> usize {
+        (self.partial_bytes / (32 * self.subgroups() * self.teams)).clamp(1, 32)
+    }
+
+    fn constants(&self) -> String {
+        [
+            ("TEAMS", self.teams),
+            ("COLUMNS", self.columns),
+            ("TURNS", self.turns),
+            ("STEPS", self.steps),
+            ("CHUNK", self.chunk()),
+            ("SUBGROUPS", self.subgroups()),
+            ("SUBGROUP", self.subgroups.smallest()),
+        ]
+        .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
+        .concat()
+    }
+}
+
+/// The shader, all that a linear's shaders have in common left out.
+pub(crate) fn gemv(linear: &Linear, cut: &Cut) -> String {
+    let (runs, functions) = runs(linear);
+    let (builtins, thread, keep) = match cut.subgroups {
+        Subgroups::None => (
+            "",
+            "let t = index; let team = 0u; let subgroups = SUBGROUPS; let thread = Thread(t, t % 8u, t / 8u);",
+            include_str!("../shaders/keep_in_memory.wgsl"),
+        ),
+        // Threads are counted by their subgroups, so that a team is whole ones.
+        Subgroups::Fixed(_) => (
+            SUBGROUP_BUILTINS,
+            "let t = subgroup * SUBGROUP + subgroup_lane; let team = t / COLUMNS; let subgroups = SUBGROUPS; let thread = \
+             Thread(t % COLUMNS, subgroup_lane, subgroup % SUBGROUPS);",
+            include_str!("../shaders/keep_traded.wgsl"),
+        ),
+        Subgroups::Varying { .. } => (
+            SUBGROUP_BUILTINS,
+            "let t = index; let team = 0u; let subgroups = all_subgroups; let thread = Thread(t, subgroup_lane, subgroup);",
+            include_str!("../shaders/keep_added.wgsl"),
+        ),
+    };
+    let body = include_str!("../shaders/gemv.wgsl")
+        .replace("SUBGROUP_BUILTINS", builtins)
+        .replace("    THREAD\n", &format!("    {thread}\n"))
+        .replace("FIRST_WORDS", &first_words(&runs))
+        .replace("MULTIPLY_STEPS", &multiply(&runs))
+        .replace("FINISH", &finish(linear));
+    cut.constants() + &functions + &body + keep
+}
+
+const SUBGROUP_BUILTINS: &str = "@builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) all_subgroups: u32, \
+                                 @builtin(subgroup_invocation_id) subgroup_lane: u32,";
+
+/// The runs of a linear, and the functions that load the words of half a step: `fn words_r{run}_{half}(step, g)`.
+fn runs(linear: &Linear) -> (Vec<Run>, String) {
+    let mut functions = String::new();
+    let mut define = |run: usize, half: usize, code: Code, body: &str| {
+        let kind = code::quad_type(code);
+        let _ = writeln!(functions, "fn words_r{run}_{half}(step: u32, g: u32) -> {kind} {{\n{body}}}");
+    };
+    if linear.paired() {
+        let codes = [linear.matrices[0].0, linear.matrices[1].0];
+        for (m, code) in codes.into_iter().enumerate() {
+            define(0, m, code, &format!("    return quad_m{m}(step, g);\n"));
+        }
+        let end = linear.matrices[0].1.div_ceil(4);
+        return (vec![Run { codes, end }], functions);
+    }
+    let mut runs = Vec::<Run>::new();
+    let (mut m, mut first) = (0, 0);
+    while let Some(&(code, _)) = linear.matrices.get(m) {
+        let mut bodies = [String::new(), String::new()];
+        while let Some(&(_, rows)) = linear.matrices.get(m).filter(|(other, _)| *other == code) {
+            let start = first;
+            first += rows.div_ceil(8);
+            for (half, body) in bodies.iter_mut().enumerate() {
+                // The last step may have one quad only: then it takes that one twice.
+                let quad = format!("min((step - {start}u) * 2u + {half}u, {}u)", rows.div_ceil(4) - 1);
+                let _ = writeln!(body, "    if step < {first}u {{ return quad_m{m}({quad}, g); }}");
+            }
+            m += 1;
+        }
+        for (half, body) in bodies.iter().enumerate() {
+            define(runs.len(), half, code, &format!("{body}    return {}();\n", code::quad_type(code)));
+        }
+        runs.push(Run { codes: [code; 2], end: first });
+    }
+    (runs, functions)
+}
+
+/// Asks for the words of the first run's first step, before anything else is waited for.
+fn first_words(runs: &[Run]) -> String {
+    let Run { codes, end } = &runs[0];
+    let kind = code::quad_type(codes[0]);
+    format!("var first_words: {kind};\nif step < {end}u {{ first_words = words_r0_0(step, g); }}")
+}
+
+/// Multiplies all steps of a chunk.
+fn multiply(runs: &[Run]) -> String {
+    let mut text = String::new();
+    for (r, Run { codes, end }) in runs.iter().enumerate() {
+        text += &if r == 0 {
+            "{\nvar words = first_words;\n".to_owned()
+        } else {
+            format!(
+                "{{\nvar words: {};\nif step < min(end, {end}u) {{ words = words_r{r}_0(step, g); }}\n",
+                code::quad_type(codes[0])
+            )
+        };
+        let _ = writeln!(
+            text,
+            "while step < min(end, {end}u) {{
+let second = words_r{r}_1(step, g);
+step += stride;
+let sums0 = rings{}(words, a, lane);
+if step < min(end, {end}u) {{ words = words_r{r}_0(step, g); }}
+let sums1 = rings{}(second, a, lane);
+keep(slot, sums0, sums1, turn > 0u, thread);
+slot += 2u;
+}}
+}}",
+            codes[0].words(),
+            codes[1].words()
+        );
+    }
+    text
+}
+
+/// Adds up the subgroups' sums and hands rows on, a pair a thread.
+fn finish(linear: &Linear) -> String {
+    if linear.paired() {
+        return "for (var i = t; i < rounds * TEAMS * 4u; i += THREADS) {
+let of_team = i / 4u % TEAMS;
+let round = i / 4u / TEAMS;
+let row = (first + of_team + round * stride) * 4u + i % 4u;
+if row < ROWS0 && first + of_team + round * stride < end {
+let at = of_team * SLOTS + round * 2u;
+let y = vec2<f32>(total(at, i % 4u, subgroups), total(at + 1u, i % 4u, subgroups));
+emit(n, 0u, FIRST_ROW + row, scale * y * scale_of(0u, FIRST_ROW + row));
+}
+}
+"
+        .into();
+    }
+    let mut text = String::from(
+        "for (var i = t; i < rounds * TEAMS * 4u; i += THREADS) {
+let of_team = i / 4u % TEAMS;
+let round = i / 4u / TEAMS;
+let at_step = first + of_team + round * stride;
+let at_slot = of_team * SLOTS + round * 2u + i % 4u / 2u;
+let y = scale * vec2<f32>(total(at_slot, i % 2u * 2u, subgroups), total(at_slot, i % 2u * 2u + 1u, subgroups));
+if at_step < end {
+",
+    );
+    let mut first = 0;
+    for (m, (_, rows)) in linear.matrices.iter().enumerate() {
+        let end = first + rows.div_ceil(8);
+        let _ = writeln!(
+            text,
+            "{}if at_step < {end}u {{ let pair = (at_step - {first}u) * 4u + i % 4u; if 2u * pair < ROWS{m} {{ let at = \
+             FIRST_ROW / 2u + pair; emit(n, {m}u, at, y * scale_of({m}u, at)); }} }}",
+            if m > 0 { "else " } else { "" },
+        );
+        first = end;
+    }
+    text + "}\n}\n"
+}
