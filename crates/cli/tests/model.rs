@@ -188,7 +188,7 @@ fn evaluation_compares_with_the_checkpoint() {
     assert_eq!(report["model"]["chunks"], 2);
 }
 
-/// What activations of 11 bits cost: the same file on the cpu machine and on the reference machine, which is plain f32.
+/// What activations of 12 bits cost: the same file on the cpu machine and on the reference machine, which is plain f32.
 #[test]
 fn the_cpu_machine_says_what_the_reference_machine_says() {
     fs::write(COMPRESSED.folder().join("prose.txt"), include_str!("data/prose.txt")).unwrap();

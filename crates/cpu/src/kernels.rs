@@ -1,4 +1,4 @@
-//! Products of T8 matrices with activations of 11 bits. `scalar` is the oracle: all others give the same bits.
+//! Products of T8 matrices with activations of 12 bits. `scalar` is the oracle: all others give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -76,17 +76,26 @@ pub(crate) fn multiply(
     }
 }
 
-/// Calls a function that is generic over the bits a weight, and perhaps over another constant.
+/// The sum of each row's weights, for the layout whose kernels want it.
+pub(crate) fn row_sums(matrix: &T8) -> Vec<i32> {
+    match matrix.layout {
+        #[cfg(target_arch = "x86_64")]
+        Layout::LanePlanar => planar_products::row_sums(matrix),
+        _ => Vec::new(),
+    }
+}
+
+/// Calls a function that is generic over the bits a weight.
 #[cfg(target_arch = "x86_64")]
 macro_rules! for_bits {
-    ($bits:expr, $($function:ident)::+ $(<$other:ident>)? ($($arg:expr),* $(,)?)) => {
+    ($bits:expr, $($function:ident)::+ ($($arg:expr),* $(,)?)) => {
         match $bits {
-            upg_codec::Bits::B2 => $($function)::+::<2 $(, $other)?>($($arg),*),
-            upg_codec::Bits::B3 => $($function)::+::<3 $(, $other)?>($($arg),*),
-            upg_codec::Bits::B4 => $($function)::+::<4 $(, $other)?>($($arg),*),
-            upg_codec::Bits::B5 => $($function)::+::<5 $(, $other)?>($($arg),*),
-            upg_codec::Bits::B6 => $($function)::+::<6 $(, $other)?>($($arg),*),
-            upg_codec::Bits::B8 => $($function)::+::<8 $(, $other)?>($($arg),*),
+            upg_codec::Bits::B2 => $($function)::+::<2>($($arg),*),
+            upg_codec::Bits::B3 => $($function)::+::<3>($($arg),*),
+            upg_codec::Bits::B4 => $($function)::+::<4>($($arg),*),
+            upg_codec::Bits::B5 => $($function)::+::<5>($($arg),*),
+            upg_codec::Bits::B6 => $($function)::+::<6>($($arg),*),
+            upg_codec::Bits::B8 => $($function)::+::<8>($($arg),*),
         }
     };
 }

@@ -17,7 +17,7 @@ use crate::{
 
 /// The CPU machine.
 ///
-/// T8 matrices are multiplied in integers (activations quantised to 11 bits), everything else is f32. Logits have the same bits on every instruction set, with any number of threads, and however a prompt is cut
+/// T8 matrices are multiplied in integers (activations quantised to 12 bits), everything else is f32. Logits have the same bits on every instruction set, with any number of threads, and however a prompt is cut
 /// into batches.
 pub struct CpuMachine {
     pub(crate) program: Program,

@@ -36,6 +36,8 @@ pub(crate) struct T8 {
     pub cols: usize,
     /// One a row.
     pub scales: Vec<f32>,
+    /// The sum of each row's weights, where the layout's kernels want it.
+    pub sums: Vec<i32>,
     pub codes: Region,
 }
 
@@ -60,7 +62,10 @@ impl Matrix {
                 layout.pack(*bits, *cols, codes, &mut place);
                 let scales = scales.iter().copied().map(f16::to_f32).collect();
                 let codes = place.freeze();
-                Ok(Matrix::T8(T8 { bits: *bits, layout, rows: *rows, cols: *cols, scales, codes }))
+                let mut matrix =
+                    T8 { bits: *bits, layout, rows: *rows, cols: *cols, scales, sums: Vec::new(), codes };
+                matrix.sums = kernels::row_sums(&matrix);
+                Ok(Matrix::T8(matrix))
             }
             Tensor::F32 { rows, cols, data } => {
                 check(rows.checked_mul(*cols) == Some(data.len()), tensor)?;

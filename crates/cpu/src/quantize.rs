@@ -5,45 +5,38 @@ use crate::{
     per_isa::per_isa,
 };
 
-/// Columns that share a multiplier.
-pub(crate) const BLOCK: usize = 128;
-
 /// Columns that the vector kernels take at a time: four groups.
 pub(crate) const CHUNK: usize = 128;
 
-/// The largest multiplier: how much finer than the largest block's the steps of a block may be.
-const FINEST: f32 = 32.0;
+/// The largest value: 12 bits with its sign.
+const LARGEST: i16 = 2047;
 
 /// Bits of the low plane.
-pub(crate) const LOW_BITS: usize = 4;
+pub(crate) const LOW_BITS: usize = 6;
 
-/// The largest value: 11 bits.
-const LARGEST: f32 = 1023.0;
+/// What makes values unsigned.
+pub(crate) const LIFT: i16 = LARGEST + 1;
 
-/// A vector of activations in integers: `x[i] = unit · multipliers[i / BLOCK] · values[i]`, to within rounding.
+/// A vector of activations in integers: `x[i] = unit · values[i]`, to within rounding.
 ///
-/// One float for the whole vector and integer multipliers make a product with integer weights exact up to one last
-/// multiplication, in whatever order it is summed: every instruction set and thread count gives the same bits.
-///
-/// Kernels that multiply bytes take a value as two: `2^LOW_BITS · high + low`.
+/// One float for the whole vector makes a product with integer weights exact up to one last multiplication, in whatever
+/// order it is summed: every instruction set and thread count gives the same bits. Kernels that multiply bytes take a
+/// value as two, its *planes*.
 pub(crate) struct Quantized {
     /// The unit of all values.
     pub unit: f32,
-    /// One a block, in `1..=32`.
-    pub multipliers: Vec<i32>,
-    /// The values, of whole blocks (zero past the vector's end), in the columns' order.
+    /// The values, of whole chunks (zero past the vector's end), in the columns' order.
     pub values: Vec<i16>,
-    /// The values in the order in which the layout's kernel wants them, whole chunks of [`CHUNK`].
+    /// The values in the order in which the layout's kernel wants them.
     ordered: Vec<i16>,
-    /// The high plane of `ordered`, in `-64..64`, where the kernel multiplies bytes.
+    /// The planes of `ordered`. For AVX2, whose products of bytes want an unsigned factor, of `ordered + LIFT`, both in
+    /// `0..64`; for others `2^LOW_BITS · high + low` with both in `-32..=32`.
     pub high: Vec<i8>,
-    /// The low plane of `ordered`, in `0..16`, likewise.
+    /// See `high`.
     pub low: Vec<i8>,
-    /// The values in the order of a kernel that multiplies 16 bits: the even groups of each step before its odd ones.
+    /// For AVX2's products with many tokens: `ordered`, but the even groups of each step before its odd ones.
     pub paired: Vec<i16>,
-    /// `paired` times the multipliers.
-    pub folded: Vec<i16>,
-    /// `Σ multiplier · value`: what an offset of one on every weight adds.
+    /// The sum of all values: what an offset of one on every weight adds.
     pub sum: i64,
     layout: Layout,
 }
@@ -51,48 +44,53 @@ pub(crate) struct Quantized {
 impl Quantized {
     /// Room for vectors of up to `cols` numbers.
     pub(crate) fn new(layout: Layout, cols: usize) -> Self {
-        let cols = cols.next_multiple_of(BLOCK);
+        let cols = cols.next_multiple_of(CHUNK);
         Self {
             unit: 0.0,
-            multipliers: Vec::with_capacity(cols / BLOCK),
             values: Vec::with_capacity(cols),
             ordered: Vec::with_capacity(cols),
             high: Vec::with_capacity(cols),
             low: Vec::with_capacity(cols),
             paired: Vec::with_capacity(cols),
-            folded: Vec::with_capacity(cols),
             sum: 0,
             layout,
         }
     }
 
+    /// What [`Layout::LanePlanar`]'s kernel for AVX2 takes for ones, before anything is taken off for the lift.
+    pub(crate) fn ones(cols: usize) -> Self {
+        let mut ones = Self::new(Layout::LanePlanar, cols);
+        let cols = cols.next_multiple_of(CHUNK);
+        ones.high.resize(cols, 0);
+        ones.low.resize(cols, 1);
+        ones.paired.resize(cols, 1);
+        ones
+    }
+
     /// Quantises a vector. Does not allocate where [`Quantized::new`] made room.
     pub(crate) fn set(&mut self, isa: Isa, x: &[f32]) {
-        let cols = x.len().next_multiple_of(BLOCK);
-        self.multipliers.resize(cols / BLOCK, 1);
+        let cols = x.len().next_multiple_of(CHUNK);
         self.values.resize(cols, 0);
-        self.unit = quantize(isa, x, &mut self.values, &mut self.multipliers);
-        self.sum = 0;
-        for (values, multiplier) in self.values.chunks_exact(BLOCK).zip(&self.multipliers) {
-            let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
-            self.sum += i64::from(multiplier * sum);
-        }
-        let arrange = match self.layout {
+        self.unit = quantize(isa, x, &mut self.values);
+        self.sum = total(isa, &self.values);
+        if self.layout == Layout::RowOrder {
             // Scalar code takes the values as they are.
-            Layout::RowOrder => return,
-            Layout::Spread => arrange_spread,
-            Layout::LanePlanar => arrange_planar,
-        };
+            return;
+        }
+        for buffer in [&mut self.high, &mut self.low] {
+            buffer.resize(cols, 0);
+        }
         self.ordered.resize(cols, 0);
-        arrange(isa, &self.values, &mut self.ordered);
+        if self.layout == Layout::Spread {
+            arrange_spread(isa, &self.values, &mut self.ordered);
+        } else {
+            arrange_planar(isa, &self.values, &mut self.ordered);
+        }
         if self.layout == Layout::LanePlanar && isa != Isa::AvxVnni {
             self.paired.resize(cols, 0);
             pair(isa, &self.ordered, &mut self.paired);
-            self.folded.resize(cols, 0);
-            fold(isa, &self.paired, &self.multipliers, &mut self.folded);
+            split_lifted(isa, &self.ordered, &mut self.high, &mut self.low);
         } else {
-            self.high.resize(cols, 0);
-            self.low.resize(cols, 0);
             split(isa, &self.ordered, &mut self.high, &mut self.low);
         }
     }
@@ -127,24 +125,25 @@ impl Plane {
 }
 
 per_isa! {
-    /// Quantises `x` into whole blocks of `values`; returns the unit.
-    fn quantize(x: &[f32], values: &mut [i16], multipliers: &mut [i32]) -> f32 {
-        let largest = max_magnitude(x);
-        let unit = largest / (FINEST * LARGEST);
-        let blocks = x.chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK)).zip(multipliers);
-        for ((x, values), multiplier) in blocks {
-            // The cast takes NaN (0/0, all zero) to 0.
-            *multiplier = ((FINEST * max_magnitude(x) / largest).ceil() as i32).clamp(1, FINEST as i32);
-            let inverse = 1.0 / (unit * *multiplier as f32);
-            // Where all is tiny or infinite the inverse is useless: such a vector counts as zero.
-            let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-            let (given, padding) = values.split_at_mut(x.len());
-            for (x, value) in x.iter().zip(given) {
-                *value = round(x * inverse);
-            }
-            padding.fill(0);
+    /// Quantises `x` into whole chunks of `values`; returns the unit.
+    fn quantize(x: &[f32], values: &mut [i16]) -> f32 {
+        let unit = max_magnitude(x) / f32::from(LARGEST);
+        let inverse = 1.0 / unit;
+        // Where all is tiny or infinite the inverse is useless: such a vector counts as zero.
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        let (given, padding) = values.split_at_mut(x.len());
+        for (x, value) in x.iter().zip(given) {
+            *value = round(x * inverse);
         }
+        padding.fill(0);
         unit
+    }
+
+    /// The sum of whole chunks of values.
+    fn total(values: &[i16]) -> i64 {
+        let (chunks, _) = values.as_chunks::<CHUNK>();
+        let sum = |chunk: &[i16; CHUNK]| chunk.iter().map(|&value| i32::from(value)).sum::<i32>();
+        chunks.iter().map(|chunk| i64::from(sum(chunk))).sum()
     }
 
     /// Puts values into the order of the lane-planar kernels: step by step, a value of each of a chunk's four groups.
@@ -180,22 +179,21 @@ per_isa! {
         }
     }
 
-    /// Multiplies values by their block's multiplier.
-    fn fold(values: &[i16], multipliers: &[i32], folded: &mut [i16]) {
-        let (values, _) = values.as_chunks::<BLOCK>();
-        let (folded, _) = folded.as_chunks_mut::<BLOCK>();
-        for ((values, folded), &multiplier) in values.iter().zip(folded).zip(multipliers) {
-            for (value, folded) in values.iter().zip(folded) {
-                *folded = value * multiplier as i16;
-            }
+    /// Planes of values, both signed.
+    fn split(values: &[i16], high: &mut [i8], low: &mut [i8]) {
+        for ((value, high), low) in values.iter().zip(high).zip(low) {
+            let rounded = (value + (1 << (LOW_BITS - 1))) >> LOW_BITS;
+            *high = rounded as i8;
+            *low = (value - (rounded << LOW_BITS)) as i8;
         }
     }
 
-    /// The two planes of values.
-    fn split(values: &[i16], high: &mut [i8], low: &mut [i8]) {
+    /// Planes of lifted values, both unsigned.
+    fn split_lifted(values: &[i16], high: &mut [i8], low: &mut [i8]) {
         for ((value, high), low) in values.iter().zip(high).zip(low) {
-            *high = (value >> LOW_BITS) as i8;
-            *low = (value & ((1 << LOW_BITS) - 1)) as i8;
+            let lifted = value + LIFT;
+            *high = (lifted >> LOW_BITS) as i8;
+            *low = (lifted & ((1 << LOW_BITS) - 1)) as i8;
         }
     }
 }
@@ -219,7 +217,7 @@ fn max_magnitude(x: &[f32]) -> f32 {
 fn round(x: f32) -> i16 {
     // Adding 1.5·2^23 leaves the rounded integer in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-LARGEST, LARGEST);
+    let clamped = x.clamp(-f32::from(LARGEST), f32::from(LARGEST));
     ((clamped + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) as i16
 }
 
@@ -235,16 +233,16 @@ mod tests {
     }
 
     #[test]
-    fn error_is_half_a_step_of_the_block() {
+    fn error_is_half_a_unit() {
         let x: Vec<f32> =
-            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < BLOCK { 10.0 } else { 0.6 }).collect();
+            (0..700).map(|i| (i as f32 * 0.37).sin() * if i < 99 { 10.0 } else { 0.6 }).collect();
         let q = quantized(&x);
-        assert_eq!(q.multipliers, [32, 2, 2, 2, 2, 2]);
-        for (i, x) in x.iter().enumerate() {
-            let step = q.unit * q.multipliers[i / BLOCK] as f32;
-            assert!((x - step * f32::from(q.values[i])).abs() <= 0.5001 * step);
+        for (x, &value) in x.iter().zip(&q.values) {
+            assert!((x - q.unit * f32::from(value)).abs() <= 0.5001 * q.unit);
         }
-        assert!(q.values[700..].iter().all(|&v| v == 0));
+        assert!(q.values.iter().any(|value| value.abs() == LARGEST));
+        assert!(q.values[700..].iter().all(|&value| value == 0));
+        assert_eq!(q.sum, q.values.iter().map(|&value| i64::from(value)).sum::<i64>());
     }
 
     #[test]
@@ -256,8 +254,7 @@ mod tests {
 
     #[test]
     fn arranged_values_are_those_of_their_columns() {
-        let x: Vec<f32> =
-            (0..300).map(|i| (i as f32 * 0.7).sin() * if i < BLOCK { 1.0 } else { 0.1 }).collect();
+        let x: Vec<f32> = (0..300).map(|i| (i as f32 * 0.7).sin()).collect();
         for (layout, column) in
             [(Layout::LanePlanar, planar_column as fn(usize) -> usize), (Layout::Spread, spread_column)]
         {
@@ -265,14 +262,15 @@ mod tests {
                 let mut q = Quantized::new(layout, x.len());
                 q.set(isa, &x);
                 let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
-                assert_eq!(q.paired.len().max(q.high.len()), x.len().next_multiple_of(BLOCK));
+                let lift = if q.paired.is_empty() { 0 } else { LIFT };
+                let allowed = if q.paired.is_empty() { -32..=32 } else { 0..=63 };
+                assert_eq!(q.high.len(), x.len().next_multiple_of(CHUNK));
+                for (i, (high, low)) in q.high.iter().zip(&q.low).enumerate() {
+                    assert_eq!((i16::from(*high) << LOW_BITS) + i16::from(*low), value(i) + lift);
+                    assert!(allowed.contains(high) && allowed.contains(low));
+                }
                 for (i, &paired) in q.paired.iter().enumerate() {
                     assert_eq!(paired, value(i / 4 * 4 + [0, 2, 1, 3][i % 4]));
-                    assert_eq!(q.folded[i], paired * q.multipliers[i / BLOCK] as i16);
-                }
-                for (i, &high) in q.high.iter().enumerate() {
-                    assert!((-64..64).contains(&high) && (0..16).contains(&q.low[i]));
-                    assert_eq!((i16::from(high) << LOW_BITS) + i16::from(q.low[i]), value(i));
                 }
             }
         }
@@ -286,8 +284,8 @@ mod tests {
             let mut q = Quantized::new(Layout::of(isa), x.len());
             q.set(isa, &x);
             assert_eq!(
-                (q.unit.to_bits(), &q.values, &q.multipliers, q.sum),
-                (expected.unit.to_bits(), &expected.values, &expected.multipliers, expected.sum)
+                (q.unit.to_bits(), &q.values, q.sum),
+                (expected.unit.to_bits(), &expected.values, expected.sum)
             );
         }
     }

@@ -13,7 +13,7 @@ fn machine(weights: &dyn Weights, options: &MachineOptions, isa: Isa) -> Result<
     CpuMachine::new(weights, options, isa, &mut |_| ())
 }
 
-/// What activations of 11 bits cost tiny models, whose products have a few dozen terms; models in f32 are a thousand
+/// What activations of 12 bits cost tiny models, whose products have a few dozen terms; models in f32 are a thousand
 /// times closer, and real ones are held to more by `upg eval`.
 const TOLERANCE: f32 = 1e-2;
 

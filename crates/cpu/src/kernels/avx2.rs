@@ -5,65 +5,58 @@ use std::arch::x86_64::*;
 use super::planar::*;
 use crate::quantize::{CHUNK, Quantized};
 
-/// Steps that 32 bits can sum: each adds at most 4 · 127 · 256 · 1023.
-const STEPS_IN_32_BITS: usize = 16;
-
-/// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
-/// are the look-up tables.
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's lifted activations.
 ///
-/// Weights become 16 bits where they are, in the upper halves, so sums are 256 times what they should be until they are
-/// shifted.
+/// A pair of `vpmaddubsw` is at most 2 · 63 · 127, so 16 bits hold those of two steps. Rows of up to 2^18 columns add at
+/// most 2^15 times twice that to a sum of 32 bits: it stays below 2^31.
 ///
 /// # Safety
-/// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
+/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn gemv<const K: usize, const N: usize>(
-    mut tiles: [*const u8; N],
+pub(super) unsafe fn gemv<const K: usize>(
+    mut tiles: *const u8,
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
-) -> [RowSums; N] {
-    let mut activations: *const u8 = token.paired.as_ptr().cast();
-    let zero = _mm256_setzero_si256();
-    let upper = _mm256_set1_epi16(-256);
-    let mut totals = [[zero; 2]; N];
-    for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let mut sums = [zero; N];
-        for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
-            let mut shifted = [zero; N];
-            // SAFETY: the caller's tiles and activations, a chunk at a time.
-            unsafe {
-                for tile in tiles {
-                    super::prefetch::<K>(tile);
-                }
-                macro_rules! step {
-                    ($i:literal) => {
-                        let even = broadcast!(activations.add(8 * $i));
-                        let odd = broadcast!(activations.add(8 * $i + 4));
-                        for n in 0..N {
-                            let weights = weights!(tiles[n], K, $i, tables);
-                            let products = _mm256_add_epi32(
-                                _mm256_madd_epi16(_mm256_slli_epi16::<8>(weights), even),
-                                _mm256_madd_epi16(_mm256_and_si256(weights, upper), odd),
-                            );
-                            shifted[n] = in_order(_mm256_add_epi32(shifted[n], products));
-                            if ($i + 1) % STEPS_IN_32_BITS == 0 {
-                                sums[n] = _mm256_add_epi32(sums[n], _mm256_srai_epi32::<8>(shifted[n]));
-                                shifted[n] = zero;
-                            }
-                        }
-                    };
-                }
-                each_weight!(step);
-                tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
-                activations = activations.add(2 * CHUNK);
+) -> RowSums {
+    let mut planes = [token.high.as_ptr(), token.low.as_ptr()];
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for _ in 0..chunks {
+        // SAFETY: the caller's tiles and activations, a chunk at a time.
+        unsafe {
+            super::prefetch::<K>(tiles);
+            macro_rules! products {
+                ($i:literal) => {{
+                    let weights = weights!(tiles, K, $i, tables);
+                    planes.map(|plane| _mm256_maddubs_epi16(broadcast!(plane.add(4 * $i)), weights))
+                }};
             }
-        }
-        for (totals, sums) in totals.iter_mut().zip(sums) {
-            add_block(totals, sums, token.multipliers[block]);
+            macro_rules! steps {
+                ($i:literal, $j:literal) => {
+                    let first = products!($i).map(|products| in_order(products));
+                    let second = products!($j);
+                    for plane in 0..2 {
+                        let pairs = _mm256_add_epi16(first[plane], second[plane]);
+                        let pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                        sums[plane] = in_order(_mm256_add_epi32(sums[plane], pairs));
+                    }
+                };
+            }
+            each_two_weights!(steps);
+            tiles = tiles.add(VECTOR * 4 * K);
+            planes = planes.map(|plane| plane.add(CHUNK));
         }
     }
-    totals.map(|totals| rows(totals))
+    join(sums)
+}
+
+/// Keeps the compiler from mixing steps: it would have more numbers on their way than there are registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(mut vector: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
+    vector
 }
 
 /// Decodes a tile for [`tokens`]: weight `i` of the 32 groups as two vectors of 16 bits, the even groups' and the odd
@@ -90,11 +83,11 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 
 /// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
 ///
-/// Weights of 16 bits meet activations that already have their multipliers in them, at most 32 · 1023.
-/// A step adds two products to a sum, a block of columns 64 steps: the sums of a span's four blocks stay below 2^31.
+/// Weights of 16 bits meet values of 12: a step adds at most 2 · 127 · 2047 to a sum, so those of a span stay far below
+/// 2^31.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each; a span has no more steps.
+/// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each, no more than a span has.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn tokens<const T: usize>(
     decoded: *const u8,

@@ -10,7 +10,7 @@ use upg_codec::{Bits, GROUP};
 
 use crate::{
     layout::spread_column,
-    quantize::{BLOCK, CHUNK, LOW_BITS, Quantized},
+    quantize::{CHUNK, LOW_BITS, Quantized},
 };
 
 /// Bytes of a vector.
@@ -19,8 +19,11 @@ pub(super) const VECTOR: usize = 64;
 /// Vectors of weights in a chunk.
 const VECTORS: usize = CHUNK / VECTOR;
 
-/// Chunks that share a multiplier.
-pub(super) const BLOCK_CHUNKS: usize = BLOCK / CHUNK;
+/// Chunks that are decoded at a time for many tokens.
+pub(super) const BLOCK_CHUNKS: usize = 4;
+
+/// Columns of such a block.
+pub(super) const BLOCK: usize = BLOCK_CHUNKS * CHUNK;
 
 /// What weights are offset by.
 pub(super) const OFFSET: u8 = 128;
@@ -36,9 +39,6 @@ pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
 
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
-
-/// Blocks whose products 32-bit lanes can sum: each adds at most 255 · 1023 · 8 weights · 32 to one.
-const BLOCKS_IN_32_BITS: usize = 32;
 
 /// The constants of one code.
 #[repr(align(64))]
@@ -151,39 +151,34 @@ pub(super) unsafe fn gemv<const K: usize>(
 ) -> i64 {
     let r = registers(constants);
     let (mut high, mut low) = (token.high.as_ptr(), token.low.as_ptr());
-    let mut total = 0;
-    let blocks = chunks.div_ceil(BLOCK_CHUNKS);
-    for first in (0..blocks).step_by(BLOCKS_IN_32_BITS) {
-        let mut sums = _mm512_setzero_si512();
-        for block in first..blocks.min(first + BLOCKS_IN_32_BITS) {
-            let mut halves = [_mm512_setzero_si512(); VECTORS];
-            let mut low_halves = [_mm512_setzero_si512(); VECTORS];
-            for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
-                // SAFETY: the caller's codes and activations, a chunk at a time; a prefetch may have any address.
-                unsafe {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(super::PREFETCH).cast());
-                    let weights = chunk::<K>(codes, &r);
-                    for vector in 0..VECTORS {
-                        let plane = |plane: *const i8| _mm512_loadu_si512(plane.add(vector * VECTOR).cast());
-                        halves[vector] = _mm512_dpbusd_epi32(halves[vector], weights[vector], plane(high));
-                        low_halves[vector] =
-                            _mm512_dpbusd_epi32(low_halves[vector], weights[vector], plane(low));
-                    }
-                    codes = codes.add(CHUNK / 8 * K);
-                    (high, low) = (high.add(CHUNK), low.add(CHUNK));
+    // A chunk adds at most 4 · 255 · 32 to a lane: those of rows of up to 2^18 columns stay far below 2^31.
+    let mut sums = [[_mm512_setzero_si512(); VECTORS]; 2];
+    for _ in 0..chunks {
+        // SAFETY: the caller's codes and activations, a chunk at a time; a prefetch may have any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(super::PREFETCH).cast());
+            let weights = chunk::<K>(codes, &r);
+            for (sums, plane) in sums.iter_mut().zip([high, low]) {
+                for (vector, sums) in sums.iter_mut().enumerate() {
+                    let values = _mm512_loadu_si512(plane.add(vector * VECTOR).cast());
+                    *sums = _mm512_dpbusd_epi32(*sums, weights[vector], values);
                 }
             }
-            let high_sums = _mm512_slli_epi32::<{ LOW_BITS as u32 }>(_mm512_add_epi32(halves[0], halves[1]));
-            let low_sums = _mm512_add_epi32(low_halves[0], low_halves[1]);
-            let block_sums = _mm512_add_epi32(high_sums, low_sums);
-            let multiplier = _mm512_set1_epi32(token.multipliers[block]);
-            sums = _mm512_add_epi32(sums, _mm512_mullo_epi32(block_sums, multiplier));
+            codes = codes.add(CHUNK / 8 * K);
+            (high, low) = (high.add(CHUNK), low.add(CHUNK));
         }
-        let first = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums));
-        let second = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums));
-        total += _mm512_reduce_add_epi64(_mm512_add_epi64(first, second));
     }
-    total
+    let [high, low] = sums.map(|[first, second]| total(_mm512_add_epi32(first, second)));
+    (high << LOW_BITS) + low
+}
+
+/// The sum of all lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn total(lanes: __m512i) -> i64 {
+    let first = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(lanes));
+    let second = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(lanes));
+    _mm512_reduce_add_epi64(_mm512_add_epi64(first, second))
 }
 
 /// Decodes a block (`chunks` chunks) of a row into `to`, offset.
@@ -264,7 +259,8 @@ impl Totals {
     }
 }
 
-/// Adds the products of a decoded block with a plane of `T` tokens' activations to the tokens' totals.
+/// Adds the products of a decoded block with a plane of `T` tokens' activations, `worth` so much each, to the tokens'
+/// totals.
 ///
 /// # Safety
 /// `activations` points to a dword for each of the first `steps` steps, `steps` being at most [`STEPS`].
@@ -273,7 +269,7 @@ pub(super) unsafe fn tokens<const T: usize>(
     decoded: &Steps,
     steps: usize,
     activations: [*const i32; T],
-    multipliers: [i32; T],
+    worth: i32,
     totals: &mut [Totals; T],
 ) {
     let mut sums = [[_mm512_setzero_si512(); PAIR]; T];
@@ -289,15 +285,15 @@ pub(super) unsafe fn tokens<const T: usize>(
             }
         }
     }
+    let worth = _mm512_set1_epi32(worth);
     // By index: iterators over arrays of vectors are not unrolled, and the sums would go through memory.
     #[allow(clippy::needless_range_loop)]
     for t in 0..T {
-        let multiplier = _mm512_set1_epi32(multipliers[t]);
         for place in 0..PAIR {
             let sums = sums[t][place];
             let [even, odd] = &mut totals[t].0[place];
-            add(even, _mm512_mul_epi32(sums, multiplier));
-            add(odd, _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), multiplier));
+            add(even, _mm512_mul_epi32(sums, worth));
+            add(odd, _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), worth));
         }
     }
 }

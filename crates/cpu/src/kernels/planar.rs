@@ -8,16 +8,10 @@ use std::arch::x86_64::*;
 
 use upg_codec::{Bits, Table};
 
-use crate::{
-    layout::TILE_ROWS,
-    quantize::{BLOCK, CHUNK},
-};
+use crate::{layout::TILE_ROWS, quantize::LOW_BITS};
 
 /// Bytes of a vector.
 pub(super) const VECTOR: usize = 32;
-
-/// Chunks that share a multiplier.
-pub(super) const BLOCK_CHUNKS: usize = BLOCK / CHUNK;
 
 /// What weights are offset by where an instruction wants them unsigned.
 pub(super) const OFFSET: u8 = 128;
@@ -149,44 +143,49 @@ macro_rules! each_weight {
     };
 }
 
-pub(super) use {broadcast, each_weight, load, look_up, weights};
-
-/// Keeps the compiler from reordering steps: it would do many of one tile's before the next tile's, and keep their
-/// activations in memory in between.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn in_order(mut sums: __m256i) -> __m256i {
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sums, options(nomem, nostack, preserves_flags)) };
-    sums
+/// Calls a macro for each two neighbouring weights of a group.
+macro_rules! each_two_weights {
+    ($do:ident) => {
+        $do!(0, 1);
+        $do!(2, 3);
+        $do!(4, 5);
+        $do!(6, 7);
+        $do!(8, 9);
+        $do!(10, 11);
+        $do!(12, 13);
+        $do!(14, 15);
+        $do!(16, 17);
+        $do!(18, 19);
+        $do!(20, 21);
+        $do!(22, 23);
+        $do!(24, 25);
+        $do!(26, 27);
+        $do!(28, 29);
+        $do!(30, 31);
+    };
 }
 
-/// Adds `sums · multiplier` to 64-bit totals: the even rows' and the odd rows'.
+pub(super) use {broadcast, each_two_weights, each_weight, load, look_up, weights};
+
+/// The sums of products with values from those with their planes, in the order of rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn add_block(totals: &mut [__m256i; 2], sums: __m256i, multiplier: i32) {
-    let multiplier = _mm256_set1_epi32(multiplier);
-    totals[0] = _mm256_add_epi64(totals[0], _mm256_mul_epi32(sums, multiplier));
-    totals[1] = _mm256_add_epi64(totals[1], _mm256_mul_epi32(_mm256_srli_epi64::<32>(sums), multiplier));
+pub(super) fn join(sums: [__m256i; 2]) -> RowSums {
+    let [high, low] = sums.map(|sums| lanes(sums));
+    std::array::from_fn(|row| (i64::from(high[row]) << LOW_BITS) + i64::from(low[row]))
 }
 
-/// The totals in the order of rows.
+/// The lanes of a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn rows(totals: [__m256i; 2]) -> RowSums {
-    let mut rows = [0; TILE_ROWS];
-    for (parity, totals) in totals.into_iter().enumerate() {
-        let mut four = [0i64; 4];
-        // SAFETY: the array is as large as the vector.
-        unsafe { _mm256_storeu_si256(four.as_mut_ptr().cast(), totals) };
-        for (i, total) in four.into_iter().enumerate() {
-            rows[2 * i + parity] = total;
-        }
-    }
-    rows
+fn lanes(vector: __m256i) -> [i32; TILE_ROWS] {
+    let mut lanes = [0; TILE_ROWS];
+    // SAFETY: the array is as large as the vector.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };
+    lanes
 }
 
-/// The totals of one token and the rows of two tiles, in the order in which [`add_block`] leaves them.
+/// The totals of one token and the rows of two tiles: of each, the even rows' and the odd rows'.
 #[derive(Clone, Copy)]
 pub(super) struct PairTotals([[__m256i; 2]; 2]);
 
@@ -198,12 +197,14 @@ impl PairTotals {
         Self([[_mm256_setzero_si256(); 2]; 2])
     }
 
-    /// Adds a block's sums.
+    /// Adds `sums · worth`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn add(&mut self, sums: [__m256i; 2], multiplier: i32) {
-        for (totals, sums) in self.0.iter_mut().zip(sums) {
-            add_block(totals, sums, multiplier);
+    pub(super) fn add(&mut self, sums: [__m256i; 2], worth: i32) {
+        let worth = _mm256_set1_epi32(worth);
+        for ([even, odd], sums) in self.0.iter_mut().zip(sums) {
+            *even = _mm256_add_epi64(*even, _mm256_mul_epi32(sums, worth));
+            *odd = _mm256_add_epi64(*odd, _mm256_mul_epi32(_mm256_srli_epi64::<32>(sums), worth));
         }
     }
 
@@ -211,6 +212,17 @@ impl PairTotals {
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn rows(&self) -> [RowSums; 2] {
-        [rows(self.0[0]), rows(self.0[1])]
+        self.0.map(|halves| {
+            let mut rows = [0; TILE_ROWS];
+            for (parity, totals) in halves.into_iter().enumerate() {
+                let mut four = [0i64; 4];
+                // SAFETY: the array is as large as the vector.
+                unsafe { _mm256_storeu_si256(four.as_mut_ptr().cast(), totals) };
+                for (i, total) in four.into_iter().enumerate() {
+                    rows[2 * i + parity] = total;
+                }
+            }
+            rows
+        })
     }
 }

@@ -6,17 +6,14 @@ use upg_codec::Isa;
 
 use super::{
     avx2, for_bits, output,
-    planar::{BLOCK_CHUNKS, OFFSET, PairTotals, RowSums, Tables, VECTOR},
+    planar::{OFFSET, PairTotals, RowSums, Tables, VECTOR},
     vnni,
 };
 use crate::{
     layout::TILE_ROWS,
     matrix::T8,
-    quantize::{CHUNK, PLANES, Quantized},
+    quantize::{CHUNK, LIFT, PLANES, Quantized},
 };
-
-/// Tiles of rows that are multiplied by one token at a time.
-const TILES: usize = 4;
 
 /// Rows that are multiplied by many tokens at a time: those of two tiles.
 const PAIR_ROWS: usize = 2 * TILE_ROWS;
@@ -24,11 +21,8 @@ const PAIR_ROWS: usize = 2 * TILE_ROWS;
 /// The most tokens whose sums the registers hold.
 const MAX_TOKENS: usize = 6;
 
-/// Blocks of columns that are decoded at a time: as many as can be summed in 32 bits (see [`avx2::tokens`]).
-const SPAN_BLOCKS: usize = 4;
-
-/// Chunks of a span.
-const SPAN_CHUNKS: usize = SPAN_BLOCKS * BLOCK_CHUNKS;
+/// Chunks that are decoded at a time: together with the activations that they meet they stay in the first cache.
+const SPAN_CHUNKS: usize = 4;
 
 /// Bytes of a span of two decoded tiles: at most 16 bits a weight.
 const DECODED: usize = 2 * SPAN_CHUNKS * CHUNK * PAIR_ROWS;
@@ -57,22 +51,19 @@ fn tables(isa: Isa, matrix: &T8) -> Tables {
     Tables::new(matrix.bits, if isa == Isa::AvxVnni { OFFSET } else { 0 })
 }
 
-/// What the offset on every weight adds to a token's totals.
-fn offset_sum(isa: Isa, token: &Quantized) -> i64 {
-    if isa == Isa::AvxVnni { i64::from(OFFSET) * token.sum } else { 0 }
+/// What is in a row's total that is not its product: the offset on every weight, or the lift of every activation.
+fn surplus(isa: Isa, matrix: &T8, row: usize, token: &Quantized) -> i64 {
+    match isa {
+        Isa::AvxVnni => i64::from(OFFSET) * token.sum,
+        _ => i64::from(LIFT) * i64::from(matrix.sums[row]),
+    }
 }
 
 /// Checks that a token has the activations that `chunks` chunks are multiplied by.
 fn check(isa: Isa, token: &Quantized, chunks: usize) {
-    let len = if isa == Isa::AvxVnni {
-        token.high.len().min(token.low.len())
-    } else {
-        token.paired.len().min(token.folded.len())
-    };
-    assert!(
-        len >= chunks * CHUNK && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
-        "activations of another width"
-    );
+    let planes = token.high.len().min(token.low.len());
+    let len = if isa == Isa::AvxVnni { planes } else { planes.min(token.paired.len()) };
+    assert!(len >= chunks * CHUNK, "activations of another width");
 }
 
 /// The bytes of the tiles of eight rows.
@@ -84,43 +75,39 @@ fn tile_bytes(matrix: &T8) -> usize {
     4 * matrix.bits.get() * VECTOR
 }
 
-/// One token: [`TILES`] tiles of rows at a time, one where fewer are left, decoded in registers.
+/// One token: eight rows at a time, decoded in registers.
 pub(super) fn single(isa: Isa, matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut [f32]) {
-    check(isa, token, matrix.cols.div_ceil(CHUNK));
     let tables = tables(isa, matrix);
-    let (together, rest) = y.split_at_mut(y.len() / (TILES * TILE_ROWS) * TILES * TILE_ROWS);
-    let rest_start = rows.start + together.len();
-    for (i, y) in together.chunks_exact_mut(TILES * TILE_ROWS).enumerate() {
-        tiles::<TILES>(isa, matrix, rows.start + i * TILES * TILE_ROWS, token, &tables, y);
-    }
-    for (i, y) in rest.chunks_mut(TILE_ROWS).enumerate() {
-        tiles::<1>(isa, matrix, rest_start + i * TILE_ROWS, token, &tables, y);
+    for (first, y) in rows.step_by(TILE_ROWS).zip(y.chunks_mut(TILE_ROWS)) {
+        let totals = totals(isa, matrix, first, token, &tables);
+        for ((row, y), total) in (first..).zip(y).zip(totals) {
+            *y = output(total - surplus(isa, matrix, row, token), token.unit, matrix.scales[row]);
+        }
     }
 }
 
-/// The products of the `N` times eight rows from `row` on, as many as `y` has room for.
-fn tiles<const N: usize>(
-    isa: Isa,
-    matrix: &T8,
-    row: usize,
-    token: &Quantized,
-    tables: &Tables,
-    y: &mut [f32],
-) {
+/// What the kernel makes of the eight rows from `row` on.
+fn totals(isa: Isa, matrix: &T8, row: usize, token: &Quantized, tables: &Tables) -> RowSums {
     let (chunks, bytes) = (matrix.cols.div_ceil(CHUNK), tile_row_bytes(matrix));
-    let tiles = std::array::from_fn(|n| matrix.codes[(row / TILE_ROWS + n) * bytes..][..bytes].as_ptr());
-    // SAFETY: each slice holds the tiles of eight rows, `single` has counted the activations, and an `Isa` is chosen
-    // only where the processor has it.
-    let totals: [RowSums; N] = unsafe {
+    check(isa, token, chunks);
+    let tiles = matrix.codes[row / TILE_ROWS * bytes..][..bytes].as_ptr();
+    // SAFETY: the slice holds the tiles of eight rows, the activations are counted, and an `Isa` is chosen only where
+    // the processor has it.
+    unsafe {
         match isa {
-            Isa::AvxVnni => for_bits!(matrix.bits, vnni::gemv<N>(tiles, chunks, token, tables)),
-            _ => for_bits!(matrix.bits, avx2::gemv<N>(tiles, chunks, token, tables)),
+            Isa::AvxVnni => for_bits!(matrix.bits, vnni::gemv(tiles, chunks, token, tables)),
+            _ => for_bits!(matrix.bits, avx2::gemv(tiles, chunks, token, tables)),
         }
-    };
-    let offset = offset_sum(isa, token);
-    for ((y, total), scale) in y.iter_mut().zip(totals.as_flattened()).zip(&matrix.scales[row..]) {
-        *y = output(total - offset, token.unit, *scale);
     }
+}
+
+/// The sum of each row's weights, those beyond its end included.
+pub(super) fn row_sums(matrix: &T8) -> Vec<i32> {
+    let (ones, tables) = (Quantized::ones(matrix.cols), tables(Isa::Avx2, matrix));
+    let tiles = (0..matrix.rows).step_by(TILE_ROWS);
+    let sums = tiles.flat_map(|row| totals(Isa::Avx2, matrix, row, &ones, &tables));
+    // A row has at most 2^18 columns.
+    sums.take(matrix.rows).map(|sum| sum as i32).collect()
 }
 
 /// Several tokens: sixteen rows at a time, a span of columns decoded once and multiplied by every token.
@@ -148,7 +135,8 @@ pub(super) fn several(
         }
         let end = rows.end.min(first + PAIR_ROWS);
         for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
-            let offset = offset_sum(isa, token);
+            // Activations were offset by nothing here: AVX2 multiplies many tokens in 16 bits.
+            let offset = if isa == Isa::AvxVnni { i64::from(OFFSET) * token.sum } else { 0 };
             // SAFETY: as above.
             let totals = unsafe { totals.rows() };
             let y = &mut y[first - rows.start..end - rows.start];
@@ -233,21 +221,17 @@ fn multiply_tokens<const T: usize>(
         return;
     };
     if isa != Isa::AvxVnni {
-        let activations = tokens.each_ref().map(|token| token.folded[span.start * CHUNK..].as_ptr().cast());
+        let activations = tokens.each_ref().map(|token| token.paired[span.start * CHUNK..].as_ptr().cast());
         // SAFETY: `decode_span` has written the steps; `check` has counted the activations, two a step; an `Isa` is
         // chosen only where the processor has it.
         unsafe { avx2::tokens(decoded.as_ptr(), span.len() * chunk_steps(isa), activations, totals) };
         return;
     }
-    for (i, first) in span.clone().step_by(BLOCK_CHUNKS).enumerate() {
-        let decoded = decoded[i * BLOCK_CHUNKS * chunk_steps(isa) * STEP..].as_ptr();
-        let steps = span.end.min(first + BLOCK_CHUNKS).saturating_sub(first) * chunk_steps(isa);
-        for plane in PLANES {
-            let activations = tokens.each_ref().map(|token| plane.of(token)[first * CHUNK..].as_ptr().cast());
-            let multipliers =
-                tokens.each_ref().map(|token| plane.worth() * token.multipliers[first / BLOCK_CHUNKS]);
-            // SAFETY: as above, with four activations a step.
-            unsafe { vnni::tokens(decoded, steps, activations, multipliers, totals) };
-        }
+    for plane in PLANES {
+        let activations =
+            tokens.each_ref().map(|token| plane.of(token)[span.start * CHUNK..].as_ptr().cast());
+        let steps = span.len() * chunk_steps(isa);
+        // SAFETY: as above, with four activations a step.
+        unsafe { vnni::tokens(decoded.as_ptr(), steps, activations, plane.worth(), totals) };
     }
 }

@@ -5,7 +5,7 @@ use upg_codec::{GROUP, decode_group};
 use super::{KernelScratch, output};
 use crate::{
     matrix::T8,
-    quantize::{BLOCK, Quantized},
+    quantize::{CHUNK, Quantized},
 };
 
 /// The plain kernel: decodes each row once and multiplies it by every token.
@@ -38,12 +38,11 @@ fn decode(matrix: &T8, row: usize, values: &mut [i8]) {
     }
 }
 
-/// `Σ multiplier · Σ weight · value`, exactly: a block's sum stays below 2^24.
+/// `Σ weight · value`, exactly: a chunk's sum stays below 2^25.
 fn dot(weights: &[i8], token: &Quantized) -> i64 {
-    let blocks = weights.chunks(BLOCK).zip(token.values.chunks_exact(BLOCK));
-    let sums = blocks.zip(&token.multipliers).map(|((weights, values), &multiplier)| {
-        let sum: i32 = weights.iter().zip(values).map(|(&w, &v)| i32::from(w) * i32::from(v)).sum();
-        i64::from(multiplier) * i64::from(sum)
+    let chunks = weights.chunks(CHUNK).zip(token.values.chunks_exact(CHUNK));
+    let sums = chunks.map(|(weights, values)| {
+        weights.iter().zip(values).map(|(&w, &v)| i32::from(w) * i32::from(v)).sum::<i32>()
     });
-    sums.sum()
+    sums.map(i64::from).sum()
 }

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use super::{
     avx512::{
-        BLOCK_CHUNKS, Constants, OFFSET, PAIR, ROWS, STEPS, Steps, Totals, VECTOR, decode, gemv, tokens,
-        transpose,
+        BLOCK, BLOCK_CHUNKS, Constants, OFFSET, PAIR, ROWS, STEPS, Steps, Totals, VECTOR, decode, gemv,
+        tokens, transpose,
     },
     for_bits, output,
 };
 use crate::{
     layout::row_bytes,
     matrix::T8,
-    quantize::{BLOCK, CHUNK, PLANES, Quantized},
+    quantize::{CHUNK, PLANES, Quantized},
 };
 
 /// The most tokens whose sums the registers hold.
@@ -44,12 +44,7 @@ impl Buffers {
 
 /// Checks that a token has the activations that `chunks` chunks are multiplied by.
 fn check(token: &Quantized, chunks: usize) {
-    assert!(
-        token.high.len() >= chunks * CHUNK
-            && token.low.len() >= chunks * CHUNK
-            && token.multipliers.len() * BLOCK_CHUNKS >= chunks,
-        "activations of another width"
-    );
+    assert!(token.high.len().min(token.low.len()) >= chunks * CHUNK, "activations of another width");
 }
 
 /// The codes of a row from a chunk on, with room to read whole vectors past its end.
@@ -163,8 +158,7 @@ fn multiply_tokens<const T: usize>(
     let columns = block * BLOCK..block * BLOCK + 4 * steps;
     for plane in PLANES {
         let activations = batch.each_ref().map(|token| plane.of(token)[columns.clone()].as_ptr().cast());
-        let multipliers = batch.each_ref().map(|token| plane.worth() * token.multipliers[block]);
         // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
-        unsafe { tokens(decoded, steps, activations, multipliers, totals) };
+        unsafe { tokens(decoded, steps, activations, plane.worth(), totals) };
     }
 }

@@ -4,55 +4,42 @@
 use std::arch::x86_64::*;
 
 use super::planar::*;
-use crate::quantize::{CHUNK, LOW_BITS, Quantized};
+use crate::quantize::{CHUNK, Quantized};
 
-/// Sums of the products of `N` times eight rows with one token's activations, which are loaded once for all of them, as
-/// are the look-up tables; weights are offset.
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations; weights are
+/// offset.
 ///
-/// A block's sums stay below 2^25.
+/// A step adds at most 4 · 255 · 32 to a sum: those of rows of up to 2^18 columns stay below 2^31.
 ///
 /// # Safety
-/// Each of `tiles` points to `chunks` tiles of `K` bits a weight, one after the other, and `token` has as many chunks.
+/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
 #[target_feature(enable = "avx2,avxvnni")]
-pub(super) unsafe fn gemv<const K: usize, const N: usize>(
-    mut tiles: [*const u8; N],
+pub(super) unsafe fn gemv<const K: usize>(
+    mut tiles: *const u8,
     chunks: usize,
     token: &Quantized,
     tables: &Tables,
-) -> [RowSums; N] {
-    let (mut high, mut low) = (token.high.as_ptr(), token.low.as_ptr());
-    let zero = _mm256_setzero_si256();
-    let mut totals = [[zero; 2]; N];
-    for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-        let (mut sums, mut low_sums) = ([zero; N], [zero; N]);
-        for _ in 0..(chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS) {
-            // SAFETY: the caller's tiles and activations, a chunk at a time.
-            unsafe {
-                for tile in tiles {
-                    super::prefetch::<K>(tile);
-                }
-                macro_rules! step {
-                    ($i:literal) => {
-                        let activations = broadcast!(high.add(4 * $i));
-                        for n in 0..N {
-                            let weights = weights!(tiles[n], K, $i, tables);
-                            sums[n] = in_order(_mm256_dpbusd_avx_epi32(sums[n], weights, activations));
-                            let activations = broadcast!(low.add(4 * $i));
-                            low_sums[n] = _mm256_dpbusd_avx_epi32(low_sums[n], weights, activations);
-                        }
-                    };
-                }
-                each_weight!(step);
-                tiles = tiles.map(|tile| tile.add(VECTOR * 4 * K));
-                (high, low) = (high.add(CHUNK), low.add(CHUNK));
+) -> RowSums {
+    let mut planes = [token.high.as_ptr(), token.low.as_ptr()];
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for _ in 0..chunks {
+        // SAFETY: the caller's tiles and activations, a chunk at a time.
+        unsafe {
+            super::prefetch::<K>(tiles);
+            macro_rules! step {
+                ($i:literal) => {
+                    let weights = weights!(tiles, K, $i, tables);
+                    for (sums, plane) in sums.iter_mut().zip(planes) {
+                        *sums = _mm256_dpbusd_avx_epi32(*sums, weights, broadcast!(plane.add(4 * $i)));
+                    }
+                };
             }
-        }
-        for ((totals, high), low) in totals.iter_mut().zip(sums).zip(low_sums) {
-            let sums = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low);
-            add_block(totals, sums, token.multipliers[block]);
+            each_weight!(step);
+            tiles = tiles.add(VECTOR * 4 * K);
+            planes = planes.map(|plane| plane.add(CHUNK));
         }
     }
-    totals.map(|totals| rows(totals))
+    join(sums)
 }
 
 /// Decodes a tile for [`tokens`]: step `i` is weight `i` of the 32 groups, offset; steps are `stride` bytes apart.
@@ -72,7 +59,8 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
     }
 }
 
-/// Adds the products of two decoded tiles, side by side, with a plane of `T` tokens' activations to the tokens' totals.
+/// Adds the products of two decoded tiles, side by side, with a plane of `T` tokens' activations, `worth` so much
+/// each, to the tokens' totals.
 ///
 /// # Safety
 /// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each.
@@ -81,7 +69,7 @@ pub(super) unsafe fn tokens<const T: usize>(
     decoded: *const u8,
     steps: usize,
     activations: [*const u8; T],
-    multipliers: [i32; T],
+    worth: i32,
     totals: &mut [PairTotals; T],
 ) {
     let mut sums = [[_mm256_setzero_si256(); 2]; T];
@@ -98,7 +86,7 @@ pub(super) unsafe fn tokens<const T: usize>(
             }
         }
     }
-    for ((totals, sums), multiplier) in totals.iter_mut().zip(sums).zip(multipliers) {
-        totals.add(sums, multiplier);
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        totals.add(sums, worth);
     }
 }
