@@ -31,29 +31,20 @@ fn main(
     let n = wg.y;
     let stride = workgroups.x * TEAMS;
     let lane = t % COPIES;
+    var squares = 0.0;
     for (var first = wg.x * TEAMS; first < STEPS; first += CHUNK * stride) {
         let end = min(STEPS, first + CHUNK * stride);
-        var squares = 0.0;
         for (var turn = 0u; turn < TURNS; turn++) {
             let g = min(turn * COLUMNS + thread.column, GROUPS - 1u);
             var step = first + team;
             var slot = team * SLOTS;
             FIRST_WORDS
-            var group = load(n, g);
-            if turn * COLUMNS + thread.column >= GROUPS {
-                group = Group();
-            }
-            if turn == 0u && first == wg.x * TEAMS {
-                fill_tables(t);
-                workgroupBarrier();
-            }
-            squares += square(group);
-            let a = prepare(group);
+            PREPARE
             MULTIPLY_STEPS
         }
         keep(TEAMS * SLOTS + 2u * team, vec4<f32>(squares, 0.0, 0.0, 0.0), vec4<f32>(), false, thread);
         workgroupBarrier();
-        let scale = norm_scale(total(TEAMS * SLOTS, 0u, subgroups));
+        let scale = norm_scale(ALL_SQUARES);
         // Each team's steps of the chunk.
         let rounds = (end - first + stride - 1u) / stride;
         FINISH

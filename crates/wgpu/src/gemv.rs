@@ -3,14 +3,16 @@
 use std::fmt::Write as _;
 
 use crate::{
-    code::{self, Code},
+    code::{self, Arithmetic, Code},
     shaders::{Linear, Subgroups, Target},
 };
 
 /// Threads of a workgroup of several teams: more share one look-up table, but then each has fewer registers.
 const TEAM_THREADS: usize = 640;
-/// Threads of a team at most.
-const MOST_COLUMNS: usize = 320;
+/// Columns, in groups of 32, whose activations fit workgroup memory beside tables and sums.
+const MOST_SHARED_COLUMNS: usize = 160;
+/// Threads of a team at most, where workgroups have several teams and where not.
+const MOST_COLUMNS: [usize; 2] = [TEAM_THREADS, 320];
 
 /// Matrices whose steps are multiplied by the same statements.
 struct Run {
@@ -30,6 +32,8 @@ pub(crate) struct Cut {
     /// Two quads each: one of each matrix where they are paired, of one of them where not.
     steps: usize,
     subgroups: Subgroups,
+    /// Whether the teams prepare the activations together.
+    pub shared: bool,
     /// Bytes of workgroup memory for the sums that wait for the end of a chunk.
     partial_bytes: usize,
 }
@@ -38,15 +42,23 @@ impl Cut {
     pub(crate) fn new(linear: &Linear, target: &Target) -> Self {
         let subgroups = target.subgroups;
         let groups = linear.cols / 32;
-        let turns = groups.div_ceil(MOST_COLUMNS.min(target.most_threads));
+        let most_columns = MOST_COLUMNS[usize::from(!target.teams)];
+        let turns = groups.div_ceil(most_columns.min(target.most_threads));
         let columns = groups.div_ceil(turns).next_multiple_of(subgroups.largest().max(32));
         let teams = if target.teams { (TEAM_THREADS.min(target.most_threads) / columns).max(1) } else { 1 };
         let steps = match linear.paired() {
             true => linear.matrices[0].1.div_ceil(4),
             false => linear.matrices.iter().map(|(_, rows)| rows.div_ceil(8)).sum(),
         };
-        let partial_bytes = if target.workgroup_bytes >= 48 << 10 { 16 << 10 } else { 8 << 10 };
-        Self { columns, teams, turns, steps, subgroups, partial_bytes }
+        let packed = linear.codes().iter().all(|code| matches!(code, Code::T8(_)))
+            && target.arithmetic == Arithmetic::Packed;
+        let shared = packed && teams > 1 && turns == 1 && columns <= MOST_SHARED_COLUMNS;
+        let partial_bytes = match shared {
+            _ if target.workgroup_bytes < 48 << 10 => 8 << 10,
+            false => 16 << 10,
+            true => 10 << 10,
+        };
+        Self { columns, teams, turns, steps, subgroups, shared, partial_bytes }
     }
 
     /// Threads of a workgroup.
@@ -110,13 +122,36 @@ pub(crate) fn gemv(linear: &Linear, cut: &Cut) -> String {
         .replace("SUBGROUP_BUILTINS", builtins)
         .replace("    THREAD\n", &format!("    {thread}\n"))
         .replace("FIRST_WORDS", &first_words(&runs))
+        .replace("PREPARE", if cut.shared { PREPARE_SHARED } else { PREPARE })
         .replace("MULTIPLY_STEPS", &multiply(&runs))
+        .replace("ALL_SQUARES", &all_squares(cut))
         .replace("FINISH", &finish(linear));
     cut.constants() + &functions + &body + keep
 }
 
 const SUBGROUP_BUILTINS: &str = "@builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) all_subgroups: u32, \
                                  @builtin(subgroup_invocation_id) subgroup_lane: u32,";
+
+/// Each thread prepares its group of activations.
+const PREPARE: &str = "var group = load(n, g);
+if turn * COLUMNS + thread.column >= GROUPS { group = Group(); }
+if turn == 0u && first == wg.x * TEAMS { fill_tables(t); workgroupBarrier(); }
+squares = square(group) + select(squares, 0.0, turn == 0u);
+let a = prepare(group);";
+/// All teams prepare them together, once.
+const PREPARE_SHARED: &str = "if first == wg.x * TEAMS {
+fill_tables(t);
+squares = share(n, t, subgroup_lane);
+workgroupBarrier();
+}
+let a = shared_acts(thread.column);";
+
+/// The sum of the input's squares: each team has all of them, or its part.
+fn all_squares(cut: &Cut) -> String {
+    let of_team = |team: usize| format!("total(TEAMS * SLOTS + {}u, 0u, subgroups)", 2 * team);
+    let teams = if cut.shared { cut.teams } else { 1 };
+    (0..teams).map(of_team).collect::<Vec<_>>().join(" + ")
+}
 
 /// The runs of a linear, and the functions that load the words of half a step: `fn words_r{run}_{half}(step, g)`.
 fn runs(linear: &Linear) -> (Vec<Run>, String) {

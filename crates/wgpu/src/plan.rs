@@ -206,21 +206,16 @@ impl Plan {
         }
     }
 
-    /// The linears of the most steps for one token, a few of them.
-    fn largest(&self) -> impl Iterator<Item = &Dispatch> {
-        let steps = self.largest_steps();
-        let largest = self.body.iter().map(|work| &work.few);
-        largest.filter(move |dispatch| dispatch.steps() == steps).take(8)
-    }
-
+    /// The most workgroups that a linear for one token has work for.
     pub(crate) fn largest_steps(&self) -> usize {
         self.body.iter().map(|work| work.few.steps()).max().unwrap_or(0)
     }
 
-    /// Records [`Plan::largest`], for measuring.
-    pub(crate) fn record_largest(&self, pass: &mut wgpu::ComputePass<'_>) {
+    /// Records the linears of a few layers for one token, for measuring.
+    pub(crate) fn record_linears(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let linears = self.body.iter().map(|work| &work.few).filter(|dispatch| dispatch.steps() > 0);
         let shape = Shape::new(1, 1);
-        self.largest().for_each(|dispatch| dispatch.record(pass, 1, shape, self.workgroups));
+        linears.take(24).for_each(|dispatch| dispatch.record(pass, 1, shape, self.workgroups));
     }
 
     /// Records the head.

@@ -288,7 +288,11 @@ impl Shaders {
         let cut = Cut::new(linear, &self.target);
         let mut parts = self.linear_parts(linear, cut.threads());
         parts.push(code::tables(&codes, copies, cut.threads(), arithmetic));
-        parts.push(code::activations(arithmetic));
+        parts.push(if cut.shared {
+            include_str!("../shaders/share.wgsl").into()
+        } else {
+            code::activations(arithmetic)
+        });
         let mut distinct = codes.clone();
         distinct.sort();
         distinct.dedup();
