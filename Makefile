@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test python wheel parity check fixtures build doc clean
+.PHONY: help demo test python wheel arm parity check fixtures build doc clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,7 @@ demo: build ## Fetch a model, compress it, talk to it, time a synthetic Phi-4
 
 test: fixtures ## All tests of the workspace (fetches the model that they need)
 	$(CARGO) test --workspace --locked
+	scripts/test-aarch64.sh
 	scripts/test-python.sh
 
 python: fixtures ## The tests of the Python package alone
@@ -21,6 +22,9 @@ python: fixtures ## The tests of the Python package alone
 
 wheel: ## A wheel of the Python package, tried in a clean virtual environment
 	scripts/wheel.sh
+
+arm: ## The tests of codec and CPU machine on an emulated 64-bit Arm processor alone
+	scripts/test-aarch64.sh
 
 parity: ## A table of what transformers and tiktoken compute, held against ours
 	$(CARGO) run --quiet --locked -p upg-parity

@@ -132,6 +132,19 @@ def test_pickling_takes_the_configuration_along(tiny_path: Path) -> None:
         assert pickle.loads(pickle.dumps(answer)) == answer
 
 
+@pytest.mark.parametrize(("kv", "share", "error"), [("q8", 0.5, 0.02), ("q4", 0.3, 0.3)])
+def test_a_quantised_cache_is_smaller_and_close(tiny_path: Path, kv: str, share: float, error: float) -> None:
+    tokens = list(range(1, 40))
+    with (
+        upg.load(tiny_path, device="cpu", kv="f32") as exact,
+        upg.load(tiny_path, device="cpu", kv=kv) as model,
+    ):
+        assert model.info["kv"] == kv
+        assert model.info["kv_bytes_per_token"] < share * exact.info["kv_bytes_per_token"]
+        difference = np.linalg.norm(model.logits(tokens) - exact.logits(tokens))
+        assert 0 < difference < error * np.linalg.norm(exact.logits(tokens))
+
+
 def test_representations(tiny_model: upg.Model, tiny_path: Path) -> None:
     assert repr(tiny_model).startswith(f"<upg.Model {str(tiny_path)!r}, sequences=1")
     assert "<td>tiny.upg</td>" in tiny_model._repr_html_()

@@ -3,6 +3,7 @@
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
 use upg_engine::SamplingOptions;
+use upg_pdvm::KvKind;
 
 use crate::commands;
 
@@ -21,7 +22,8 @@ Exit codes:
   130  interrupted (Ctrl-C)
 
 Environment:
-  UPG_ISA  forces an instruction set: scalar, avx2, avx-vnni or avx512 (default: the best there is)";
+  UPG_ISA  forces an instruction set: scalar, avx2, avx-vnni, avx512, neon or neon-dot
+           (default: the best there is)";
 
 /// Compress language models to about 3 bits a weight, and run them as fast as memory can be read.
 #[derive(Parser)]
@@ -74,6 +76,9 @@ pub struct DeviceArgs {
     /// Threads of the CPU [default: one a core]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
+    /// How keys and values are kept: f32, f16, q8 or q4 (8 and 4 bits; on the CPU) [default: the device's usual kind]
+    #[arg(long, value_name = "KIND")]
+    pub kv: Option<KvKind>,
 }
 
 /// How the next token is chosen.

@@ -7,7 +7,6 @@ use upg_checkpoint::Checkpoint;
 use upg_compress::Folded;
 use upg_engine::{Engine, EngineOptions};
 use upg_format::UpgFile;
-use upg_pdvm::KvKind;
 
 use crate::{args::DeviceArgs, printer::Printer, units::seconds};
 
@@ -66,26 +65,19 @@ pub fn files_len(files: &[upg_checkpoint::Source]) -> anyhow::Result<u64> {
     files.iter().map(len).sum()
 }
 
-/// How [`load`] loads: the engine's options but for the device's.
-pub struct LoadOptions {
-    /// Tokens of context; `None`: the engine's default.
-    pub context: Option<usize>,
-    /// How keys and values are kept; `None`: the device's usual kind.
-    pub kv: Option<KvKind>,
-}
-
-/// Loads a model onto a device. An uncompressed checkpoint runs through the same program, in 32-bit floats.
+/// Loads a model onto a device, with room for `context` tokens (`None`: the engine's default). An uncompressed checkpoint
+/// runs through the same program, in 32-bit floats.
 pub fn load(
     path: &Path,
     device: &DeviceArgs,
-    options: &LoadOptions,
+    context: Option<usize>,
     printer: &Printer,
 ) -> anyhow::Result<Engine> {
     let options = EngineOptions {
         device: device.device.clone(),
         threads: device.threads,
-        context: options.context,
-        kv: options.kv,
+        context,
+        kv: device.kv,
         ..EngineOptions::default()
     };
     let started = Instant::now();

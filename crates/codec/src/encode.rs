@@ -1,3 +1,5 @@
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod search;
 mod trellis;
 mod vector;

@@ -5,6 +5,10 @@ use std::str::FromStr;
 pub enum Isa {
     /// Plain Rust: the oracle.
     Scalar,
+    /// 64-bit Arm with NEON.
+    Neon,
+    /// [`Isa::Neon`] with the dot products of Armv8.2 (`dotprod`).
+    NeonDot,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// [`Isa::Avx2`] with AVX-VNNI.
@@ -17,7 +21,7 @@ pub enum Isa {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// The name is none of the known ones.
-    #[error("unknown instruction set {0:?}: use one of scalar, avx2, avx-vnni, avx512")]
+    #[error("unknown instruction set {0:?}: use one of scalar, neon, neon-dot, avx2, avx-vnni, avx512")]
     Unknown(String),
     /// This processor lacks it.
     #[error("this processor has no {}: unset UPG_ISA or use one of {}", .0.name(), names(&Isa::available()))]
@@ -25,13 +29,15 @@ pub enum IsaError {
 }
 
 impl Isa {
-    /// Every path, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+    /// Every path, the slowest of an architecture first.
+    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Neon, Isa::NeonDot, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
 
     /// The path's name, as `UPG_ISA` takes it.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neon-dot",
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avx-vnni",
             Isa::Avx512 => "avx512",
@@ -47,6 +53,7 @@ impl Isa {
                 && is_x86_feature_detected!("f16c");
             match self {
                 Isa::Scalar => true,
+                Isa::Neon | Isa::NeonDot => false,
                 Isa::Avx2 => avx2,
                 Isa::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
                 Isa::Avx512 => {
@@ -58,7 +65,19 @@ impl Isa {
                 }
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            match self {
+                Isa::Scalar => true,
+                Isa::Neon => is_aarch64_feature_detected!("neon"),
+                Isa::NeonDot => {
+                    is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod")
+                }
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Isa::Scalar
         }

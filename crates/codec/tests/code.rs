@@ -72,5 +72,5 @@ fn paths_go_by_name() {
         assert_eq!(parsed, if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) });
     }
     let unknown = "sse9".parse::<Isa>().unwrap_err().to_string();
-    assert!(unknown.ends_with("use one of scalar, avx2, avx-vnni, avx512"), "{unknown}");
+    assert!(unknown.ends_with("use one of scalar, neon, neon-dot, avx2, avx-vnni, avx512"), "{unknown}");
 }

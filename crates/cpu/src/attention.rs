@@ -9,7 +9,8 @@ use std::ops::Range;
 use upg_pdvm::PAGE_TOKENS;
 
 use crate::{
-    kv::{Element, WIDE},
+    kv::{Page, WIDE},
+    kv_kinds::{BLOCK, Kind, widen},
     math::{LANES, exp, sum},
     per_isa::per_isa,
 };
@@ -36,14 +37,12 @@ pub(crate) fn pages(position: usize, window: Option<usize>) -> Range<usize> {
 }
 
 per_isa! {
-    /// The partials of one page for query heads `queries` (`dim` numbers each) that share keys `[dim][PAGE_TOKENS]`
-    /// and values `[PAGE_TOKENS][padded]`, of which they see the tokens `visible` (not empty). `partials` holds
-    /// [`partial_len`] numbers a head.
-    pub(crate) fn attend_page<T: Element>(
+    /// The partials of one page for query heads `queries` (`dim` numbers each) that share its keys and values, of which
+    /// they see the tokens `visible` (not empty). `partials` holds [`partial_len`] numbers a head.
+    pub(crate) fn attend_page<K: Kind>(
         queries: &[f32],
         dim: usize,
-        keys: &[T],
-        values: &[T],
+        page: &Page<'_, K>,
         visible: Range<usize>,
         partials: &mut [f32],
     ) {
@@ -59,9 +58,9 @@ per_isa! {
             let (q, rest) = queries.split_at(count * dim);
             let (p, others) = partials.split_at_mut(count * len);
             match count {
-                4 => attend_heads::<T, 4>(q, dim, keys, values, visible.clone(), p),
-                2 => attend_heads::<T, 2>(q, dim, keys, values, visible.clone(), p),
-                _ => attend_heads::<T, 1>(q, dim, keys, values, visible.clone(), p),
+                4 => attend_heads::<K, 4>(q, dim, page, visible.clone(), p),
+                2 => attend_heads::<K, 2>(q, dim, page, visible.clone(), p),
+                _ => attend_heads::<K, 1>(q, dim, page, visible.clone(), p),
             }
             (queries, partials, heads) = (rest, others, heads - count);
         }
@@ -92,49 +91,82 @@ per_isa! {
 
 /// [`attend_page`] for `Q` heads, whose sums all stay in registers.
 #[inline(always)]
-fn attend_heads<T: Element, const Q: usize>(
+fn attend_heads<K: Kind, const Q: usize>(
     queries: &[f32],
     dim: usize,
-    keys: &[T],
-    values: &[T],
+    page: &Page<'_, K>,
     visible: Range<usize>,
     partials: &mut [f32],
 ) {
     let mut weights = [[0.0f32; PAGE_TOKENS]; Q];
-    scores::<T, Q>(queries, dim, keys, &visible, &mut weights);
+    scores::<K, Q>(queries, dim, page, &visible, &mut weights);
     let len = partials.len() / Q;
     for (weights, partial) in weights.iter_mut().zip(partials.chunks_exact_mut(len)) {
         (partial[0], partial[1]) = exponentials(weights, &visible, 1.0 / (dim as f32).sqrt());
     }
-    weighted_values::<T, Q>(&weights, values, &visible, partials, len);
+    if K::SCALED {
+        scaled_values::<K, Q>(&weights, page, &visible, partials, len);
+    } else {
+        weighted_values::<K, Q>(&weights, page.values, 0..(len - HEADER) / WIDE, &visible, partials, len);
+    }
 }
 
 /// `q · k` of the vectors of tokens that overlap `visible`.
 #[inline(always)]
-fn scores<T: Element, const Q: usize>(
+fn scores<K: Kind, const Q: usize>(
     queries: &[f32],
     dim: usize,
-    keys: &[T],
+    page: &Page<'_, K>,
     visible: &Range<usize>,
     scores: &mut [[f32; PAGE_TOKENS]; Q],
 ) {
-    let (keys, _) = keys.as_chunks::<WIDE>();
+    let pairs = dim.div_ceil(2);
+    let step = if K::SCALED { BLOCK / 2 } else { pairs };
     for block in visible.start / WIDE..visible.end.div_ceil(WIDE) {
-        let mut sums = [[0.0f32; WIDE]; Q];
-        let column = keys[block..].iter().step_by(PAGE_TOKENS / WIDE);
-        for (d, key) in column.take(dim).enumerate() {
-            let key = T::widen(key);
+        let mut totals = [[0.0f32; WIDE]; Q];
+        for first in (0..pairs).step_by(step) {
+            let pairs = first..pairs.min(first + step);
+            let mut sums = products::<K, Q>(queries, dim, page.keys, pairs, block);
+            if K::SCALED {
+                let (scales, _) = page.key_scales.as_chunks::<WIDE>();
+                let scales = widen(&scales[first / step * (PAGE_TOKENS / WIDE) + block]);
+                for sums in &mut sums {
+                    sums.iter_mut().zip(&scales).for_each(|(sum, scale)| *sum *= scale);
+                }
+            }
+            for (totals, sums) in totals.iter_mut().zip(&sums) {
+                totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            }
+        }
+        for (scores, totals) in scores.iter_mut().zip(&totals) {
+            scores[block * WIDE..][..WIDE].copy_from_slice(totals);
+        }
+    }
+}
+
+/// `q · k`, not yet scaled, over some pairs of dimensions, for one vector of tokens.
+#[inline(always)]
+fn products<K: Kind, const Q: usize>(
+    queries: &[f32],
+    dim: usize,
+    keys: &[K::Code],
+    pairs: Range<usize>,
+    block: usize,
+) -> [[f32; WIDE]; Q] {
+    let mut sums = [[0.0f32; WIDE]; Q];
+    for pair in pairs {
+        for (i, key) in K::keys(keys, pair, block).iter().enumerate() {
+            let d = 2 * pair + i;
             for (h, sums) in sums.iter_mut().enumerate() {
-                let q = queries[h * dim + d];
-                for (sum, key) in sums.iter_mut().zip(&key) {
+                // An odd head's last pair has one dimension.
+                let q = if d < dim { queries[h * dim + d] } else { 0.0 };
+                for (sum, key) in sums.iter_mut().zip(key) {
                     *sum += q * key;
                 }
             }
         }
-        for (scores, sums) in scores.iter_mut().zip(&sums) {
-            scores[block * WIDE..][..WIDE].copy_from_slice(sums);
-        }
     }
+    sums
 }
 
 /// Turns scores into exponentials (zero outside `visible`); returns the largest scaled score and their sum.
@@ -153,21 +185,46 @@ fn exponentials(weights: &mut [f32; PAGE_TOKENS], visible: &Range<usize>, scale:
     (largest * scale, sum(lanes))
 }
 
-/// `Σ weight · value` into the partials.
+/// `Σ weight · value` into the partials, where a block of a value has a scale: it goes into the weights.
 #[inline(always)]
-fn weighted_values<T: Element, const Q: usize>(
+fn scaled_values<K: Kind, const Q: usize>(
     weights: &[[f32; PAGE_TOKENS]; Q],
-    values: &[T],
+    page: &Page<'_, K>,
     visible: &Range<usize>,
     partials: &mut [f32],
     len: usize,
 ) {
     let blocks = (len - HEADER) / WIDE;
-    let (values, _) = values.as_chunks::<WIDE>();
-    for block in 0..blocks {
+    let (scales, _) = page.value_scales.as_chunks::<WIDE>();
+    for (first, scales) in (0..blocks).step_by(BLOCK / WIDE).zip(scales.chunks_exact(PAGE_TOKENS / WIDE)) {
+        let mut scaled = *weights;
+        for (i, scales) in scales.iter().enumerate() {
+            let scales = widen(scales);
+            for scaled in &mut scaled {
+                let (vectors, _) = scaled.as_chunks_mut::<WIDE>();
+                vectors[i].iter_mut().zip(&scales).for_each(|(weight, scale)| *weight *= scale);
+            }
+        }
+        let blocks = first..blocks.min(first + BLOCK / WIDE);
+        weighted_values::<K, Q>(&scaled, page.values, blocks, visible, partials, len);
+    }
+}
+
+/// `Σ weight · value` into the partials, [`WIDE`] dimensions at a time.
+#[inline(always)]
+fn weighted_values<K: Kind, const Q: usize>(
+    weights: &[[f32; PAGE_TOKENS]; Q],
+    values: &[K::Code],
+    blocks: Range<usize>,
+    visible: &Range<usize>,
+    partials: &mut [f32],
+    len: usize,
+) {
+    let row = (len - HEADER) / WIDE;
+    for block in blocks {
         let mut sums = [[0.0f32; WIDE]; Q];
         for token in visible.clone() {
-            let value = T::widen(&values[token * blocks + block]);
+            let value = K::values(values, token * row + block);
             for (sums, weights) in sums.iter_mut().zip(weights) {
                 let weight = weights[token];
                 for (sum, value) in sums.iter_mut().zip(&value) {
@@ -183,37 +240,50 @@ fn weighted_values<T: Element, const Q: usize>(
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
     use upg_codec::Isa;
+    use upg_pdvm::KvKind;
 
     use super::*;
+    use crate::{
+        kv::{KvStore, Place, for_kind},
+        memory::Arena,
+    };
 
     fn wave(n: usize, f: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * f).sin()).collect()
     }
 
-    /// Keys and values of `pages` pages, as the cache holds them.
-    fn cache(pages: usize, dim: usize) -> Vec<(Vec<f16>, Vec<f16>)> {
-        let narrow = |x: Vec<f32>| x.into_iter().map(f16::from_f32).collect::<Vec<_>>();
-        let padded = dim.next_multiple_of(WIDE);
-        (0..pages)
-            .map(|p| {
-                let f = 0.13 + p as f32 * 0.01;
-                (narrow(wave(dim * PAGE_TOKENS, f)), narrow(wave(padded * PAGE_TOKENS, f * 3.0)))
-            })
-            .collect()
+    /// A cache of `pages` pages.
+    fn cache<K: Kind>(kind: KvKind, pages: usize, dim: usize) -> KvStore {
+        let store = KvStore::new(&Arena::default(), pages, (1, 1, dim), kind).unwrap();
+        for token in 0..pages * PAGE_TOKENS {
+            let place = Place { page: (token / PAGE_TOKENS) as u32, layer: 0, head: 0 };
+            let (key, value) = token_kv(token, dim);
+            // SAFETY: one thread, and `K` is the cache's kind.
+            unsafe { store.write::<K>(place, token % PAGE_TOKENS, &key, &value) };
+        }
+        store
     }
 
-    fn attend(isa: Isa, heads: usize, dim: usize, position: usize, window: Option<usize>) -> Vec<f32> {
+    fn token_kv(token: usize, dim: usize) -> (Vec<f32>, Vec<f32>) {
+        let wave = |f: f32| (0..dim).map(|d| ((token * dim + d) as f32 * f).sin()).collect();
+        (wave(0.13), wave(0.39))
+    }
+
+    /// The shape of a case: query heads, their dimensions, the token's position, the window.
+    type Case = (usize, usize, usize, Option<usize>);
+
+    fn attend<K: Kind>(kind: KvKind, isa: Isa, (heads, dim, position, window): Case) -> Vec<f32> {
         let queries = wave(heads * dim, 0.71);
         let len = partial_len(dim.next_multiple_of(WIDE));
         let (mut all, mut one) = (vec![0.0; heads * len], vec![0.0; heads * len]);
-        let cache = cache(position / PAGE_TOKENS + 1, dim);
-        for page in pages(position, window) {
-            let (k, v) = &cache[page];
-            let first = page == pages(position, window).start;
+        let store = cache::<K>(kind, position / PAGE_TOKENS + 1, dim);
+        for index in pages(position, window) {
+            // SAFETY: nobody writes any more, and `K` is the cache's kind.
+            let page = unsafe { store.read::<K>(Place { page: index as u32, layer: 0, head: 0 }) };
+            let first = index == pages(position, window).start;
             let to = if first { &mut all } else { &mut one };
-            attend_page(isa, &queries, dim, k, v, visible(page, position, window), to);
+            attend_page(isa, &queries, dim, &page, visible(index, position, window), to);
             if !first {
                 merge(isa, &mut all, &one, len);
             }
@@ -223,42 +293,59 @@ mod tests {
         out
     }
 
-    /// Softmax in f64, by the definition.
-    fn plain(heads: usize, dim: usize, position: usize, window: Option<usize>) -> Vec<f64> {
+    /// Softmax in f64, by the definition, over what the kind keeps.
+    fn plain(kind: KvKind, (heads, dim, position, window): Case) -> Vec<f64> {
         let queries = wave(heads * dim, 0.71);
-        let cache = cache(position / PAGE_TOKENS + 1, dim);
-        let padded = dim.next_multiple_of(WIDE);
+        let cache: Vec<_> = (0..=position)
+            .map(|token| {
+                let (mut key, mut value) = token_kv(token, dim);
+                kind.keep(&mut key);
+                kind.keep(&mut value);
+                (key, value)
+            })
+            .collect();
         let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
-        let at = |t: usize, d: usize| cache[t / PAGE_TOKENS].0[d * PAGE_TOKENS + t % PAGE_TOKENS].to_f64();
-        let value = |t: usize, d: usize| cache[t / PAGE_TOKENS].1[t % PAGE_TOKENS * padded + d].to_f64();
         let mut out = vec![];
         for q in queries.chunks(dim) {
-            let score = |t| (0..dim).map(|d| f64::from(q[d]) * at(t, d)).sum::<f64>() / (dim as f64).sqrt();
+            let product = |(q, k): (&f32, &f32)| f64::from(*q) * f64::from(*k);
+            let score = |t: usize| q.iter().zip(&cache[t].0).map(product).sum::<f64>() / (dim as f64).sqrt();
             let weights: Vec<f64> = (first..=position).map(|t| score(t).exp()).collect();
             let total: f64 = weights.iter().sum();
-            let mix = |d| weights.iter().zip(first..).map(|(w, t)| w * value(t, d)).sum::<f64>() / total;
+            let mix = |d| {
+                weights.iter().zip(first..).map(|(w, t)| w * f64::from(cache[t].1[d])).sum::<f64>() / total
+            };
             out.extend((0..dim).map(mix));
         }
         out
     }
 
+    fn check<K: Kind>(kind: KvKind, case: Case) {
+        let scalar = attend::<K>(kind, Isa::Scalar, case);
+        for (found, expected) in scalar.iter().zip(plain(kind, case)) {
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-5,
+                "{kind}, {case:?}: {found} is not {expected}"
+            );
+        }
+        for isa in Isa::available() {
+            let found = attend::<K>(kind, isa, case);
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found), bits(&scalar), "{kind} on {}", isa.name());
+        }
+    }
+
     #[test]
-    fn agrees_with_the_definition_and_across_isas() {
-        for (heads, dim, position, window) in [
-            (1, 8, 0, None),
-            (3, 64, 127, None),
-            (4, 20, 300, None),
-            (7, 16, 140, Some(100)),
-            (2, 32, 500, Some(5)),
-        ] {
-            let scalar = attend(Isa::Scalar, heads, dim, position, window);
-            for (found, expected) in scalar.iter().zip(plain(heads, dim, position, window)) {
-                assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} is not {expected}");
-            }
-            for isa in Isa::available() {
-                let found = attend(isa, heads, dim, position, window);
-                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                assert_eq!(bits(&found), bits(&scalar), "{}", isa.name());
+    fn every_kind_agrees_with_the_definition_and_across_isas() {
+        for kind in KvKind::ALL {
+            for case in [
+                (1, 8, 0, None),
+                (3, 64, 127, None),
+                (4, 20, 300, None),
+                (7, 16, 140, Some(100)),
+                (2, 33, 260, Some(200)),
+                (2, 128, 500, Some(5)),
+            ] {
+                for_kind!(kind, check(kind, case));
             }
         }
     }

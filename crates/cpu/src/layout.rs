@@ -2,7 +2,7 @@ use upg_codec::{Bits, GROUP, Isa};
 
 use crate::{per_isa::per_isa, quantize::CHUNK};
 
-/// Rows of a lane-planar tile: 32-bit lanes of an AVX2 vector.
+/// Rows of a lane-planar tile: 32-bit lanes of an AVX2 vector, or of two NEON ones.
 pub(crate) const TILE_ROWS: usize = 8;
 
 /// Groups side by side in a chunk.
@@ -21,9 +21,9 @@ pub(crate) enum Layout {
     RowOrder,
     /// The same, for AVX-512, which spreads the bits of four groups with `vpermb`.
     Spread,
-    /// For AVX2, which has no shifts by bytes across lanes: tiles of [`TILE_ROWS`] rows by [`CHUNK`] columns, in
-    /// which byte `b` of all 32 groups lies side by side (lane `4·row + group`), so that one shift and mask gets 32
-    /// look-ups' indices, and a 32-bit lane sums a row.
+    /// For AVX2 and NEON, which cannot cut bits at any offset out of wider lanes: tiles of [`TILE_ROWS`] rows by
+    /// [`CHUNK`] columns, in which byte `b` of all 32 groups lies side by side (lane `4·row + group`), so that one shift
+    /// and mask gets a vector of look-ups' indices, and a 32-bit lane sums a row.
     LanePlanar,
 }
 
@@ -31,7 +31,8 @@ impl Layout {
     /// The layout for the kernels of `isa`.
     pub(crate) fn of(isa: Isa) -> Self {
         match isa {
-            Isa::Scalar => Layout::RowOrder,
+            // The scalar kernel serves them too.
+            Isa::Scalar | Isa::Neon | Isa::NeonDot => Layout::RowOrder,
             Isa::Avx2 | Isa::AvxVnni => Layout::LanePlanar,
             Isa::Avx512 => Layout::Spread,
         }

@@ -1,4 +1,4 @@
-//! The CPU machine: runs the program with T8 kernels in AVX-512, AVX2 or scalar code on threads that live as long as
+//! The CPU machine: runs the program with T8 kernels in AVX-512, AVX2, NEON or scalar code on threads that live as long as
 //! the machine.
 //!
 //! - `pool` shares out the work of an instruction; `memory` holds weights in huge pages.
@@ -11,6 +11,7 @@
 mod attention;
 mod kernels;
 mod kv;
+mod kv_kinds;
 mod layout;
 pub mod limits;
 mod load;

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use upg_codec::Isa;
 use upg_format::ModelConfig;
 use upg_pdvm::{
@@ -86,6 +88,31 @@ impl CpuMachine {
         })
     }
 
+    /// [`Machine::run`] that tells `seen` each instruction and how long it took.
+    ///
+    /// # Errors
+    /// Those of [`Machine::run`].
+    pub fn run_timed(
+        &mut self,
+        batch: &Batch<'_>,
+        logits: &mut [f32],
+        seen: &mut dyn FnMut(Op, Duration),
+    ) -> Result<(), MachineError> {
+        let vocab = self.program.config.vocab;
+        let max = self.options.max_batch;
+        BatchRow::admit(batch, vocab, max, logits, &mut self.pages, &mut self.rows)?;
+        self.angles();
+        let mut started = Instant::now();
+        for i in 0..self.program.ops.len() {
+            let op = self.program.ops[i];
+            self.step(op, logits);
+            let ended = Instant::now();
+            seen(op, ended - started);
+            started = ended;
+        }
+        Ok(self.pages.advance_all(batch)?)
+    }
+
     fn step(&mut self, op: Op, logits: &mut [f32]) {
         match op {
             Op::Embed => self.embed(),
@@ -140,13 +167,6 @@ impl Machine for CpuMachine {
     }
 
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {
-        let vocab = self.program.config.vocab;
-        let max = self.options.max_batch;
-        BatchRow::admit(batch, vocab, max, logits, &mut self.pages, &mut self.rows)?;
-        self.angles();
-        for i in 0..self.program.ops.len() {
-            self.step(self.program.ops[i], logits);
-        }
-        Ok(self.pages.advance_all(batch)?)
+        self.run_timed(batch, logits, &mut |_, _| ())
     }
 }

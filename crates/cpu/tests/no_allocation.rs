@@ -8,7 +8,9 @@ use std::{
 use upg_codec::{Bits, Isa};
 use upg_cpu::CpuMachine;
 use upg_format::Encoding;
-use upg_pdvm::{Logits, Machine, MachineOptions, Segment, Synthetic, Weights, conformance::tiny_models};
+use upg_pdvm::{
+    KvKind, Logits, Machine, MachineOptions, Segment, Synthetic, Weights, conformance::tiny_models,
+};
 
 /// Counts allocations, of all threads.
 struct Counting;
@@ -37,8 +39,9 @@ static ALLOCATOR: Counting = Counting;
 fn tokens_and_prompts_allocate_nothing() {
     let (_, tiny) = tiny_models().remove(0);
     let weights = Synthetic::new(tiny.config().clone(), |_| Encoding::T8(Bits::B3), 1);
-    for isa in Isa::available() {
-        let options = MachineOptions { context: 400, max_batch: 32, threads: Some(2), ..Default::default() };
+    for (isa, kv) in Isa::available().into_iter().zip(KvKind::ALL.into_iter().rev().cycle()) {
+        let threads = Some(2);
+        let options = MachineOptions { context: 400, max_batch: 32, threads, kv, ..Default::default() };
         let mut machine = CpuMachine::new(&weights, &options, isa, &mut |_| ()).unwrap();
         let mut logits = vec![0.0; machine.program().config.vocab];
         let seq = machine.kv_mut().open().unwrap();
@@ -48,6 +51,6 @@ fn tokens_and_prompts_allocate_nothing() {
             let tokens = &[i % 100; 32][..if i % 100 == 0 { 32 } else { 1 }];
             machine.run(&[Segment { seq, tokens, logits: Logits::Last }], &mut logits).unwrap();
         }
-        assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0, "allocations with {}", isa.name());
+        assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0, "allocations with {}, {kv}", isa.name());
     }
 }

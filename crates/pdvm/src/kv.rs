@@ -4,16 +4,6 @@ use crate::{Batch, MachineError};
 /// threads, so that the order of every sum, and so every bit of the result, depends on positions alone.
 pub const PAGE_TOKENS: usize = 128;
 
-/// How keys and values are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvKind {
-    /// 32-bit floats: the reference machine's kind.
-    F32,
-    /// 16-bit floats.
-    #[default]
-    F16,
-}
-
 /// A sequence of a machine: an index that stays valid until the sequence is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SeqId(pub u32);

@@ -7,6 +7,7 @@
 
 pub mod conformance;
 mod kv;
+pub mod kv_kind;
 mod machine;
 mod program;
 mod reference;
@@ -16,7 +17,8 @@ pub mod synthetic;
 mod upg_weights;
 mod weights;
 
-pub use kv::{KvError, KvKind, KvPages, PAGE_TOKENS, SeqId};
+pub use kv::{KvError, KvPages, PAGE_TOKENS, SeqId};
+pub use kv_kind::KvKind;
 pub use machine::{
     Batch, BatchRow, Counters, Logits, Machine, MachineError, MachineInfo, MachineOptions, Segment,
 };

@@ -9,8 +9,8 @@ use upg_format::{ModelConfig, TensorKind, TensorName};
 pub enum Op {
     /// `x = embed[token]`.
     Embed,
-    /// `q, k, v = W norm(x)` (plus biases), q and k turned by RoPE at the token's position, k and v appended to the
-    /// KV cache.
+    /// `q, k, v = W norm(x)` (plus biases), q and k turned by RoPE at the token's position (and transformed, where the
+    /// cache's kind is quantised: see [`crate::kv_kind`]), k and v appended to the KV cache.
     NormQkvRope {
         /// The layer.
         layer: usize,

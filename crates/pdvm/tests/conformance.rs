@@ -1,7 +1,9 @@
 //! The reference machine passes its own suite, and the suite finds machines that are slightly wrong.
 
 use upg_format::{ModelConfig, RopeScaling, TensorName};
-use upg_pdvm::{Machine, ReferenceMachine, Tensor, Weights, WeightsError, conformance};
+use upg_pdvm::{
+    KvKind, Machine, MachineOptions, ReferenceMachine, Tensor, Weights, WeightsError, conformance,
+};
 
 #[test]
 fn the_reference_machine_agrees_with_itself() {
@@ -9,9 +11,11 @@ fn the_reference_machine_agrees_with_itself() {
         Ok(Box::new(ReferenceMachine::new(weights, options)?) as Box<dyn Machine>)
     };
     // Not a bit may differ, however the prompt is cut.
-    let report = conformance::check(&make, 0.0);
-    println!("{report}");
-    assert!(report.passed(), "{report}");
+    for kv in [KvKind::F16, KvKind::Q4] {
+        let report = conformance::check_kv(&make, kv, 0.0);
+        println!("{kv}:\n{report}");
+        assert!(report.passed(), "{kv}:\n{report}");
+    }
 }
 
 /// The same weights under a slightly wrong configuration.
@@ -42,6 +46,23 @@ fn assert_caught(mistake: &str, applies: fn(&ModelConfig) -> bool, misread: fn(&
     let (name, report) = (model.0, conformance::check_models(&make, &[model], 0.0));
     // What quantised activations cost must not hide it.
     assert!(report.worst() > 0.05, "{mistake}: {name} differs by {} only", report.worst());
+}
+
+/// The worst relative error of a machine that keeps keys and values as `found`, where `asked` was asked for.
+fn error_of_kind(asked: KvKind, found: KvKind) -> f32 {
+    let make = move |weights: &dyn Weights, options: &_| {
+        let options = MachineOptions { kv: found, ..Clone::clone(options) };
+        Ok(Box::new(ReferenceMachine::new(weights, &options)?) as Box<dyn Machine>)
+    };
+    conformance::check_kv(&make, asked, 0.0).worst()
+}
+
+/// A quantised cache costs what its bits suggest: neither nothing, nor more.
+#[test]
+fn another_kind_of_cache_is_seen() {
+    let [f16, q8, q4] = [KvKind::F16, KvKind::Q8, KvKind::Q4].map(|kind| error_of_kind(KvKind::F32, kind));
+    println!("f16 {f16:.1e}, q8 {q8:.1e}, q4 {q4:.1e}");
+    assert!(f16 > 0.0 && 4.0 * f16 < q8 && 4.0 * q8 < q4 && q4 < 0.5, "f16 {f16}, q8 {q8}, q4 {q4}");
 }
 
 #[test]

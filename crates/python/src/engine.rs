@@ -7,7 +7,7 @@ use numpy::{PyArray1, PyArray2};
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 use upg_engine::{EngineError, EngineOptions};
-use upg_pdvm::KvKind;
+use upg_pdvm::{KvKind, kv_kind::UnknownKvKind};
 
 use crate::{
     arrays::{Tokens, buffer, from_json, matrix},
@@ -182,7 +182,7 @@ impl Engine {
             "context": options.context,
             "sequences": options.sequences,
             "max_batch": options.max_batch,
-            "kv": match options.kv { KvKind::F16 => "f16", KvKind::F32 => "f32" },
+            "kv": options.kv.name(),
             "weight_bytes": info.weight_bytes,
             "kv_bytes_per_token": info.kv_bytes_per_token,
             "parameters": upg_compress::plan::parameters(engine.config()),
@@ -202,9 +202,5 @@ impl Engine {
 }
 
 fn kv_kind(name: &str) -> PyResult<KvKind> {
-    match name {
-        "f16" => Ok(KvKind::F16),
-        "f32" => Ok(KvKind::F32),
-        _ => Err(OptionError::new_err(format!("kv is {name:?}: give \"f16\" or \"f32\""))),
-    }
+    name.parse().map_err(|error: UnknownKvKind| OptionError::new_err(error.to_string()))
 }

@@ -199,10 +199,15 @@ fn make(
         context <= longest,
         "the tests need {context} tokens but the model allows {longest}: lower -p, -n or -d"
     );
+    let kv = match args.device.kv {
+        Some(kv) => kv,
+        None => device::usual_kv(&args.device.device)?,
+    };
     let options = MachineOptions {
         context,
         max_batch: MAX_BATCH.min(context),
         threads: args.device.threads,
+        kv,
         ..MachineOptions::default()
     };
     let mut progress = printer.progress(if args.synthetic.is_some() { "Making" } else { "Loading" }, 1000);

@@ -15,7 +15,7 @@ use crate::{
     exit::Interrupted,
     interrupt::Interrupt,
     printer::Printer,
-    source::{LoadOptions, load, read_capped},
+    source::{load, read_capped},
 };
 
 /// The largest text, in bytes.
@@ -33,6 +33,7 @@ Examples:
   upg eval model.upg --text wiki.test.raw --against model.gguf --chunks 16
   upg eval model.gguf --text wiki.test.raw      # the checkpoint's own perplexity
   upg eval model.upg --text wiki.test.raw --against model.upg --against-device reference  # what the device costs
+  upg eval model.upg --text wiki.test.raw --against model.upg --kv q4    # what a 4-bit cache costs
   upg eval model.upg --text wiki.test.raw --against model.gguf --json")]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -79,10 +80,11 @@ enum Outcome {
 }
 
 impl EvalArgs {
+    /// What CHECKPOINT runs on. It keeps keys and values as its device usually does: what --kv costs MODEL is seen.
     fn against_device(&self) -> DeviceArgs {
         match &self.against_device {
-            None => self.device.clone(),
-            Some(device) => DeviceArgs { device: device.clone(), threads: None },
+            None => DeviceArgs { kv: None, ..self.device.clone() },
+            Some(device) => DeviceArgs { device: device.clone(), threads: None, kv: None },
         }
     }
 }
@@ -91,10 +93,9 @@ impl EvalArgs {
 pub fn run(args: EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let text = read_capped(&args.text, MAX_TEXT)?;
     let interrupt = printer.interrupt()?;
-    let options = LoadOptions { context: Some(args.ctx), kv: None };
-    let mut model = load(&args.model.model, &args.device, &options, printer)?;
+    let mut model = load(&args.model.model, &args.device, Some(args.ctx), printer)?;
     let mut reference = match &args.against {
-        Some(path) => Some(load(path, &args.against_device(), &options, printer)?),
+        Some(path) => Some(load(path, &args.against_device(), Some(args.ctx), printer)?),
         None => None,
     };
     let tokens = model.tokenizer().encode(&text, false).context("cannot encode the text")?;

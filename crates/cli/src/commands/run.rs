@@ -6,7 +6,6 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 use upg_engine::{Engine, FinishReason, Generation, GenerationOptions, Message, Stats, TemplateInput};
-use upg_pdvm::KvKind;
 
 use crate::{
     args::{DeviceArgs, ModelArg, SamplingArgs, positive},
@@ -14,7 +13,7 @@ use crate::{
     exit::Interrupted,
     interrupt::Interrupt,
     printer::Printer,
-    source::{LoadOptions, load},
+    source::load,
     units::{seconds, three_digits},
 };
 
@@ -60,21 +59,10 @@ pub struct RunArgs {
     /// Tokens that prompt and answer may have together [default: 4096, or what the model allows]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     context: Option<usize>,
-    /// How keys and values are kept: f16 or f32 [default: the device's usual kind]
-    #[arg(long, value_name = "KIND", value_parser = kv_kind)]
-    kv: Option<KvKind>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
-}
-
-fn kv_kind(name: &str) -> Result<KvKind, String> {
-    match name {
-        "f16" => Ok(KvKind::F16),
-        "f32" => Ok(KvKind::F32),
-        _ => Err("known kinds are f16 and f32".into()),
-    }
 }
 
 /// Answers, or chats.
@@ -82,8 +70,7 @@ pub fn run(args: RunArgs, printer: &Printer) -> anyhow::Result<()> {
     // Before loading: a mistake should not cost the time to load.
     let prompt = prompt(&args)?;
     let interrupt = printer.interrupt()?;
-    let load_options = LoadOptions { context: args.context, kv: args.kv };
-    let mut engine = load(&args.model.model, &args.device, &load_options, printer)?;
+    let mut engine = load(&args.model.model, &args.device, args.context, printer)?;
     if engine.template().is_none() && !args.raw {
         bail!(
             "the model has no chat template, so it cannot answer questions: pass --raw to have it continue a text"

@@ -48,13 +48,24 @@ fn select<const K: usize>(isa: Isa) -> (Forward, usize) {
     }
 
     match isa {
-        Isa::Scalar => (search::<i32, K>, <i32 as Vector>::LANES),
         Isa::Avx2 | Isa::AvxVnni => (avx2::<K>, <__m256i as Vector>::LANES),
         Isa::Avx512 => (avx512::<K>, <__m512i as Vector>::LANES),
+        // The other paths are not this architecture's.
+        Isa::Scalar | Isa::Neon | Isa::NeonDot => (search::<i32, K>, <i32 as Vector>::LANES),
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn select<const K: usize>(isa: Isa) -> (Forward, usize) {
+    use std::arch::aarch64::int32x4_t;
+
+    match isa {
+        Isa::Neon | Isa::NeonDot => (search::<int32x4_t, K>, <int32x4_t as Vector>::LANES),
+        _ => (search::<i32, K>, <i32 as Vector>::LANES),
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn select<const K: usize>(_isa: Isa) -> (Forward, usize) {
     (search::<i32, K>, <i32 as Vector>::LANES)
 }

@@ -36,15 +36,10 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(make: &Make<'_>, weights: &dyn Weights) -> Result<Self, String> {
+    pub(super) fn new(make: &Make<'_>, weights: &dyn Weights, kv: KvKind) -> Result<Self, String> {
         let vocab = weights.config().vocab;
-        let options = MachineOptions {
-            context: CONTEXT,
-            sequences: 3,
-            kv: KvKind::F16,
-            max_batch: CONTEXT,
-            threads: None,
-        };
+        let options =
+            MachineOptions { context: CONTEXT, sequences: 3, kv, max_batch: CONTEXT, threads: None };
         let mut random = SplitMix64(3);
         let mut pair = Self {
             machine: make(weights, &options).map_err(text)?,

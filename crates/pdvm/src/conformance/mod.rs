@@ -17,7 +17,7 @@ use std::fmt;
 pub use models::tiny_models;
 
 use self::checks::{CHECKS, Pair};
-use crate::{Machine, MachineError, MachineOptions, Synthetic, Weights};
+use crate::{KvKind, Machine, MachineError, MachineOptions, Synthetic, Weights};
 
 /// Makes the machine under test.
 pub type Make<'a> = dyn Fn(&dyn Weights, &MachineOptions) -> Result<Box<dyn Machine>, MachineError> + 'a;
@@ -77,16 +77,26 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the suite. A row of logits may differ from the reference machine's by `tolerance` times its length.
+/// Runs the suite with keys and values in f16. A row of logits may differ from the reference machine's by `tolerance`
+/// times its length.
 pub fn check(make: &Make<'_>, tolerance: f32) -> Report {
     check_models(make, &tiny_models(), tolerance)
 }
 
+/// Runs the suite with keys and values of another kind, on both machines: for a machine that supports it.
+pub fn check_kv(make: &Make<'_>, kv: KvKind, tolerance: f32) -> Report {
+    run(make, &tiny_models(), kv, tolerance)
+}
+
 /// Runs the suite on some models only: for a machine that does not support all of [`tiny_models`].
 pub fn check_models(make: &Make<'_>, models: &[(&'static str, Synthetic)], tolerance: f32) -> Report {
+    run(make, models, KvKind::F16, tolerance)
+}
+
+fn run(make: &Make<'_>, models: &[(&'static str, Synthetic)], kv: KvKind, tolerance: f32) -> Report {
     let mut cases = Vec::new();
     for (model, weights) in models {
-        match Pair::new(make, weights) {
+        match Pair::new(make, weights, kv) {
             Ok(mut pair) => cases.extend(CHECKS.into_iter().map(|(check, run)| {
                 let outcome = run(&mut pair).and_then(|error| pair.all_closed().map(|()| error));
                 Case { model, check, outcome }

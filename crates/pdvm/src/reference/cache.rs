@@ -1,4 +1,3 @@
-use half::f16;
 use upg_format::ModelConfig;
 
 use crate::{KvKind, PAGE_TOKENS};
@@ -12,6 +11,7 @@ pub(super) struct Cache {
     layers: usize,
     pages: usize,
     width: usize,
+    head_dim: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -20,19 +20,17 @@ impl Cache {
     pub(super) fn new(config: &ModelConfig, pages: usize, kind: KvKind) -> Self {
         let (layers, width) = (config.layers, config.kv_width());
         let len = layers * pages * PAGE_TOKENS * width;
-        Self { kind, layers, pages, width, keys: vec![0.0; len], values: vec![0.0; len] }
+        let head_dim = config.head_dim;
+        Self { kind, layers, pages, width, head_dim, keys: vec![0.0; len], values: vec![0.0; len] }
     }
 
-    /// Stores the key and value of one token, in the precision that the options ask for.
+    /// Stores the key and value of one token, as exact as the kind keeps them.
     pub(super) fn write(&mut self, layer: usize, page: u32, slot: usize, key: &[f32], value: &[f32]) {
         let start = self.start((layer, page, slot));
         for (stored, given) in [(&mut self.keys, key), (&mut self.values, value)] {
-            for (stored, given) in stored[start..start + self.width].iter_mut().zip(given) {
-                *stored = match self.kind {
-                    KvKind::F32 => *given,
-                    KvKind::F16 => f16::from_f32(*given).to_f32(),
-                };
-            }
+            let stored = &mut stored[start..start + self.width];
+            stored.copy_from_slice(&given[..self.width]);
+            stored.chunks_exact_mut(self.head_dim).for_each(|head| self.kind.keep(head));
         }
     }
 

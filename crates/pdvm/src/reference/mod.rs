@@ -15,7 +15,7 @@ use crate::{
 /// The reference machine: plain f32, one thread, the executable definition of every instruction.
 ///
 /// Weights are decoded to f32 when it is made: 4 bytes a weight of memory. Activations, keys and values are f32 (the
-/// last two rounded to f16 where [`MachineOptions::kv`] asks for it). Sums of squares, softmax and SiLU are computed
+/// last two as exact as [`MachineOptions::kv`] keeps them). Sums of squares, softmax and SiLU are computed
 /// in f64; a dot product sums 16 f32 lanes and joins them in f64. Its logits are within a few 1e-6 (relative) of an
 /// all-f64 forward pass, and are the same bits however a prompt is cut into batches.
 #[derive(Debug)]

@@ -20,7 +20,8 @@ impl ReferenceMachine {
         }
     }
 
-    /// `q, k, v = W norm(x) + b`; q and k turn by their position; k and v go to the cache.
+    /// `q, k, v = W norm(x) + b`; q and k turn by their position (and, before a quantised cache, go through a Hadamard
+    /// transform); k and v go to the cache.
     pub(super) fn norm_qkv_rope(&mut self, layer: usize) -> Result<(), KvError> {
         let (n, config, weights) = (self.rows.len(), &self.program.config, &self.model.layers[layer]);
         let s = &mut self.scratch;
@@ -40,6 +41,9 @@ impl ReferenceMachine {
             self.rope.fill(row.position, row.rope_length, &mut s.cos, &mut s.sin);
             for head in q.chunks_exact_mut(config.head_dim).chain(k.chunks_exact_mut(config.head_dim)) {
                 rotate(head, &s.cos, &s.sin);
+                if let Some(block) = self.options.kv.hadamard(config) {
+                    hadamard(head, block);
+                }
             }
             let page = self.kv.pages(row.seq)?[row.position / PAGE_TOKENS];
             self.cache.write(layer, page, row.position % PAGE_TOKENS, k, v);

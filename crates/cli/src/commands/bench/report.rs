@@ -50,6 +50,8 @@ pub struct Report {
     dispatches_per_token: Option<f64>,
     /// Microseconds of this processor's time for giving a device the work of one token, waiting left out.
     host_us_per_token: Option<f64>,
+    /// How keys and values are kept.
+    kv: &'static str,
     kv_bytes_per_token: u64,
     peak_rss_bytes: Option<u64>,
 }
@@ -95,6 +97,7 @@ impl Report {
                 .map(|(rate, peak)| 100.0 * rate * work.prompt_weights as f64 / (peak * 1e9)),
             dispatches_per_token: measured.token_work.map(|work| work.dispatches),
             host_us_per_token: measured.token_work.map(|work| work.host_us),
+            kv: machine.options().kv.name(),
             kv_bytes_per_token: info.kv_bytes_per_token,
             peak_rss_bytes: peak_rss(),
         }
@@ -143,9 +146,10 @@ impl Report {
             lines.push(format!("limits measured here: {}", limits.join(", ")));
         }
         lines.push(format!(
-            "a token reads {} of weights; t/s: median of {} runs ± half their range",
+            "a token reads {} of weights and {} of keys and values ({}) for each token before it",
             bytes(self.token_bytes),
-            self.reps
+            bytes(self.kv_bytes_per_token),
+            self.kv
         ));
         if let (Some(dispatches), Some(us)) = (self.dispatches_per_token, self.host_us_per_token) {
             lines.push(format!(
@@ -153,6 +157,7 @@ impl Report {
                 three_digits(us)
             ));
         }
+        lines.push(format!("t/s: median of {} runs ± half their range; GB/s: weights alone", self.reps));
         if self.layers < self.all_layers {
             lines.push(format!(
                 "this is a model of {} layers: the whole one, of {}, is slower",
