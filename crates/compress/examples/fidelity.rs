@@ -91,7 +91,7 @@ fn main() -> anyhow::Result<()> {
         Command::Sensitivities { text, out } => {
             let (checkpoint, tokens) = text.open()?;
             let folded = Folded::new(checkpoint.as_ref(), Some(RotationConfig { seed: 0 }));
-            let found = sensitivities(&folded, &tokens, &|done| eprintln!("{:.0} %", 100.0 * done))?;
+            let found = sensitivities(&folded, &tokens, &Printed, &AtomicBool::new(false))?;
             let json: BTreeMap<String, f64> =
                 found.iter().map(|(name, harm)| (name.to_string(), harm)).collect();
             fs::write(out, serde_json::to_string_pretty(&json)?)?;

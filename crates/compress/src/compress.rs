@@ -8,7 +8,7 @@ use std::{
 
 use bytemuck::cast_slice;
 use half::f16;
-use upg_checkpoint::Checkpoint;
+use upg_checkpoint::{Checkpoint, Source};
 use upg_codec::{Bits, GROUP};
 use upg_format::{
     Encoding, Header, Provenance, RotationConfig, Section, TensorKind, TensorName, TensorStats, UpgFile,
@@ -17,7 +17,8 @@ use upg_format::{
 
 use crate::{
     CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport,
-    calibrate::{Calibration, Outcome, Store, Walk, values},
+    calibrate::{self, Calibration, Outcome, Store, Walk, values},
+    kept::KeptPlan,
     peak_rss,
     plan::{PlannedTensor, allocate},
     round::{Energy, RowTooLarge, round_rows},
@@ -33,12 +34,15 @@ const CHUNK: usize = 4 << 20;
 pub struct Options {
     /// The rotation to fold in. Without one, T8's error is that of the weights' own distribution: for experiments.
     pub rotation: Option<RotationConfig>,
-    /// What bits are allocated by; `None`: [`Sensitivities::prior`].
+    /// What bits are allocated by; `None`: what [`calibrate::sensitivities`] measures on the calibration text, or
+    /// [`Sensitivities::prior`] where there is none, or where the checkpoint's files are not on this machine.
     pub sensitivities: Option<Sensitivities>,
     /// A plan in JSON (see [`Plan::to_json`]) to follow instead of allocating; the target is then only a limit.
     pub plan: Option<String>,
     /// Text to round by (see [`Calibration`]); `None`: each weight to the nearest code.
     pub calibration: Option<Calibration>,
+    /// Bytes of memory that calibration may take; as much of its text is used as fits. `None`: all of it.
+    pub memory: Option<u64>,
 }
 
 impl Default for Options {
@@ -48,6 +52,7 @@ impl Default for Options {
             sensitivities: None,
             plan: None,
             calibration: None,
+            memory: None,
         }
     }
 }
@@ -69,10 +74,16 @@ pub fn compress(
 ) -> Result<Report, CompressError> {
     let start = Instant::now();
     let folded = Folded::new(checkpoint, options.rotation);
+    let calibration = options.calibration.as_ref();
+    let calibration = calibration.map(|text| text.within(folded.config(), options.memory)).transpose()?;
+    let options = &Options { calibration, ..options.clone() };
     let header = header(checkpoint, &folded, target, options, progress)?;
     let overhead = UpgWriter::overhead(&header, checkpoint.tokenizer_json())?;
-    let plan = plan(&folded, target, options, overhead)?;
-    progress.planned(&plan, memory(&folded, &plan));
+    let kept = KeptPlan::new(out, &header);
+    let is_local = is_local(checkpoint);
+    let plan =
+        Planning { folded: &folded, is_local, target, options, overhead, progress, cancel }.plan(&kept)?;
+    progress.planned(&plan, memory(&folded, &plan, options));
 
     let encodings = plan.encodings();
     let writer = UpgWriter::create_or_resume(out, &header, checkpoint.tokenizer_json(), &encodings)?;
@@ -92,9 +103,15 @@ pub fn compress(
         weights += job.tensor(tensor)?;
     }
     let file_bytes = job.writer.finish()?;
+    kept.remove()?;
     let tensors = measured(out)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Report { plan, tensors, file_bytes, seconds, weights, peak_rss: peak_rss() })
+}
+
+/// Whether all of a checkpoint's files are on this machine, so that reading them several times costs little.
+fn is_local(checkpoint: &dyn Checkpoint) -> bool {
+    checkpoint.sources().iter().all(|source| matches!(source, Source::File(_)))
 }
 
 /// Whether calibration brings a tensor into the file: all but what comes after the last layer.
@@ -116,7 +133,15 @@ fn header(
         None => "nearest; row scales by least squares",
         Some(_) => "LDLQ in blocks of 32; row scales by least squares of the outputs",
     };
+    let allocation = match options {
+        Options { plan: Some(_), .. } => "as the plan given says",
+        Options { sensitivities: Some(_), .. } => "by sensitivities given",
+        Options { calibration: None, .. } => "by experience",
+        _ if !is_local(checkpoint) => "by experience",
+        _ => "by sensitivities measured on the calibration text",
+    };
     let settings = [
+        ("allocation", allocation.to_owned()),
         ("checkpoint", checkpoint.describe()),
         ("target", target.to_string()),
         ("rounding", rounding.to_owned()),
@@ -133,24 +158,56 @@ fn header(
     Ok(Header { config: folded.config().clone(), text: checkpoint.text().clone(), provenance })
 }
 
-fn plan(
-    folded: &Folded<'_>,
+/// What a plan is made from.
+struct Planning<'a> {
+    folded: &'a Folded<'a>,
+    /// Whether the checkpoint's files are on this machine.
+    is_local: bool,
     target: Target,
-    options: &Options,
+    options: &'a Options,
     overhead: u64,
-) -> Result<Plan, CompressError> {
-    let config = folded.config();
-    let Some(json) = &options.plan else {
-        let prior = || Sensitivities::prior(config);
-        let sensitivities = options.sensitivities.clone().unwrap_or_else(prior);
-        return allocate(config, &sensitivities, target, overhead);
-    };
-    let plan = Plan::from_json(json, config, overhead)?;
-    let (bytes, budget) = (plan.file_bytes(), target.budget(plan.parameters())?);
-    if bytes > budget {
-        return Err(CompressError::Plan(format!("the plan takes {bytes} bytes, {target} allows {budget}")));
+    progress: &'a dyn Progress,
+    cancel: &'a AtomicBool,
+}
+
+impl Planning<'_> {
+    fn plan(&self, kept: &KeptPlan) -> Result<Plan, CompressError> {
+        let Options { plan, sensitivities, calibration, .. } = self.options;
+        match (plan, sensitivities, calibration) {
+            (Some(json), ..) => self.given(json),
+            (None, Some(sensitivities), _) => self.allocated(sensitivities),
+            (None, None, None) => self.allocated(&Sensitivities::prior(self.folded.config())),
+            // Measuring would fetch every file twice more.
+            (None, None, Some(_)) if !self.is_local => {
+                self.allocated(&Sensitivities::prior(self.folded.config()))
+            }
+            (None, None, Some(text)) => match kept.read() {
+                Some(json) => self.given(&json),
+                None => {
+                    let found = calibrate::sensitivities(self.folded, text, self.progress, self.cancel)?;
+                    let plan = self.allocated(&found)?;
+                    kept.write(&plan)?;
+                    Ok(plan)
+                }
+            },
+        }
     }
-    Ok(plan)
+
+    fn allocated(&self, sensitivities: &Sensitivities) -> Result<Plan, CompressError> {
+        allocate(self.folded.config(), sensitivities, self.target, self.overhead)
+    }
+
+    fn given(&self, json: &str) -> Result<Plan, CompressError> {
+        let plan = Plan::from_json(json, self.folded.config(), self.overhead)?;
+        let (bytes, budget) = (plan.file_bytes(), self.target.budget(plan.parameters())?);
+        if bytes > budget {
+            let target = self.target;
+            return Err(CompressError::Plan(format!(
+                "the plan takes {bytes} bytes, {target} allows {budget}"
+            )));
+        }
+        Ok(plan)
+    }
 }
 
 /// Rows of a tensor that are held at once: whole blocks of the rotation.
@@ -160,11 +217,13 @@ fn chunk_rows(folded: &Folded<'_>, tensor: &PlannedTensor) -> usize {
     (CHUNK / cols / step * step).clamp(step, rows)
 }
 
-/// About the bytes that compressing holds: the largest chunk as numbers and as codes, and what threads need besides.
-fn memory(folded: &Folded<'_>, plan: &Plan) -> u64 {
+/// About the bytes that compressing holds: the largest chunk as numbers and as codes, and what threads need besides; with
+/// calibration, what that holds.
+fn memory(folded: &Folded<'_>, plan: &Plan, options: &Options) -> u64 {
     let chunk = |t: &PlannedTensor| (chunk_rows(folded, t) * t.shape[1]) as u64;
     let largest = plan.tensors().iter().map(chunk).max().unwrap_or(0);
-    largest * 5 + (1 << 20) * rayon::current_num_threads() as u64
+    let calibration = options.calibration.as_ref().map_or(0, |text| text.memory(folded.config()));
+    calibration.max(largest * 5) + (1 << 20) * rayon::current_num_threads() as u64
 }
 
 /// Signal to error of every tensor, those of earlier runs included: the file knows them all.

@@ -29,6 +29,17 @@ pub enum CompressError {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// The plan of an unfinished file could not be kept.
+    #[error("cannot write {}: {source}; check the folder's room and permissions", path.display())]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Too little memory was allowed.
+    #[error("calibration of this model needs about {} MiB; allow as much with --memory, or pass --calibrate none", .0 >> 20)]
+    Memory(u64),
     /// The checkpoint holds an infinity or NaN.
     #[error("row {row} of {name} holds {value}: the checkpoint is damaged; fetch it again")]
     NotFinite {

@@ -10,6 +10,7 @@ mod compress;
 mod error;
 pub mod fold;
 mod hadamard;
+mod kept;
 mod os;
 pub mod plan;
 mod progress;

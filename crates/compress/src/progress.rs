@@ -10,6 +10,9 @@ pub trait Progress: Sync {
     /// Something a person may want to read.
     fn message(&self, _text: &str) {}
 
+    /// A fraction of measuring sensitivities is done; before [`Progress::planned`].
+    fn measuring(&self, _done: f64) {}
+
     /// A tensor of `weights` weights is begun.
     fn started(&self, _name: TensorName, _encoding: Encoding, _weights: u64) {}
 

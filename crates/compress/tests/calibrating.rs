@@ -131,7 +131,7 @@ fn a_tensor_without_effect_is_measured_harmless() {
         [TensorKind::Gate, TensorKind::Up, TensorKind::Down].map(|k| TensorName::new(0, k));
     (0..96).for_each(|row| checkpoint.set(down, row, &[0.0; 160]));
     let folded = Folded::new(&checkpoint, Some(RotationConfig { seed: 0 }));
-    let found = sensitivities(&folded, &calibration(256), &|_| {}).unwrap();
+    let found = sensitivities(&folded, &calibration(256), &(), &AtomicBool::new(false)).unwrap();
     for name in [gate, up, down] {
         assert!(found.of(name) < 1e-4, "{name}: {}", found.of(name));
     }

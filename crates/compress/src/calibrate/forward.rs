@@ -10,7 +10,7 @@ use upg_format::{ModelConfig, TensorKind, TensorName};
 use upg_pdvm::{
     Tensor, Weights,
     rope::{RopeTable, rotate},
-    rotation::{Rotation, block, hadamard},
+    rotation::{block, hadamard},
 };
 
 use super::linalg::{Into, View, ViewMut, multiply};
@@ -80,9 +80,23 @@ impl Layer {
     }
 
     /// `y = W x` for each vector of `x`.
-    fn apply(&self, kind: TensorKind, x: &[f32], cols: usize, y: &mut [f32], how: Into) {
+    pub(super) fn apply(&self, kind: TensorKind, x: &[f32], cols: usize, y: &mut [f32], how: Into) {
         let w = self.matrix(kind);
         multiply(ViewMut::rows(y, w.len() / cols), how, View::rows(x, cols), View::rows(w, cols).t());
+    }
+
+    /// `x = Wᵀ y` for each vector of `y`, which are `rows` wide.
+    pub(super) fn apply_transposed(
+        &self,
+        kind: TensorKind,
+        y: &[f32],
+        rows: usize,
+        x: &mut [f32],
+        how: Into,
+    ) {
+        let w = self.matrix(kind);
+        let cols = w.len() / rows;
+        multiply(ViewMut::rows(x, cols), how, View::rows(y, rows), View::rows(w, cols));
     }
 }
 
@@ -146,11 +160,16 @@ impl Forward {
         let hidden = self.config.hidden;
         let mut normed = x.to_vec();
         normed.par_chunks_mut(hidden).for_each(|x| {
-            let square: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
-            let scale = 1.0 / (square / hidden as f64 + f64::from(self.config.norm_eps)).sqrt();
+            let scale = self.norm_scale(x);
             x.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
         });
         normed
+    }
+
+    /// `1 / rms(x)` of one token.
+    pub(super) fn norm_scale(&self, x: &[f32]) -> f64 {
+        let square: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+        1.0 / (square / x.len() as f64 + f64::from(self.config.norm_eps)).sqrt()
     }
 
     /// What `o` is applied to.
@@ -197,9 +216,24 @@ impl Forward {
 
     /// One sequence's attention: `[ctx, hidden]` to `[ctx, heads·head_dim]`.
     fn attend(&self, layer: &Layer, normed: &[f32], a: &mut [f32]) {
-        let (c, ctx) = (&self.config, self.ctx);
+        let qkv = self.project(layer, normed);
+        let mut seen = vec![0.0; self.ctx * self.ctx];
+        for head in 0..self.config.heads {
+            self.probabilities(&qkv, head, &mut seen);
+            multiply(
+                self.own_mut(a, head),
+                Into::Fresh,
+                View::rows(&seen, self.ctx),
+                self.shared(&qkv.v, head),
+            );
+        }
+    }
+
+    /// One sequence's queries, keys and values.
+    pub(super) fn project(&self, layer: &Layer, normed: &[f32]) -> Projected {
+        let c = &self.config;
         let project = |i: usize, width: usize| {
-            let mut y = vec![0.0; ctx * width];
+            let mut y = vec![0.0; self.ctx * width];
             layer.apply(MATRICES[i], normed, c.hidden, &mut y, Into::Fresh);
             if let Some(biases) = &layer.biases {
                 let add = |y: &mut [f32]| y.iter_mut().zip(&biases[i]).for_each(|(y, b)| *y += b);
@@ -208,33 +242,69 @@ impl Forward {
             y
         };
         let (mut q, mut k, v) = (project(0, c.q_width()), project(1, c.kv_width()), project(2, c.kv_width()));
-        self.turn(&mut q, c.q_width());
-        self.turn(&mut k, c.kv_width());
-        let mut scores = vec![0.0; ctx * ctx];
-        for head in 0..c.heads {
-            let own = head * c.head_dim;
-            let shared = head / (c.heads / c.kv_heads) * c.head_dim;
-            let part = |data, from, width| View::rows(data, width).columns(from..from + c.head_dim);
-            let keys = part(&k, shared, c.kv_width());
-            multiply(ViewMut::rows(&mut scores, ctx), Into::Fresh, part(&q, own, c.q_width()), keys.t());
-            for (token, scores) in scores.chunks_exact_mut(ctx).enumerate() {
-                let start = (token + 1).saturating_sub(c.sliding_window.unwrap_or(ctx));
-                softmax(scores, start, token + 1, 1.0 / (c.head_dim as f32).sqrt());
-            }
-            let out = ViewMut::strided(&mut a[own..], [ctx, c.head_dim], c.q_width());
-            multiply(out, Into::Fresh, View::rows(&scores, ctx), part(&v, shared, c.kv_width()));
+        self.turn(&mut q, c.q_width(), 1.0);
+        self.turn(&mut k, c.kv_width(), 1.0);
+        Projected { q, k, v }
+    }
+
+    /// Where one head looks: `[ctx, ctx]`.
+    pub(super) fn probabilities(&self, qkv: &Projected, head: usize, out: &mut [f32]) {
+        let ctx = self.ctx;
+        multiply(ViewMut::rows(out, ctx), Into::Fresh, self.own(&qkv.q, head), self.shared(&qkv.k, head).t());
+        for (token, scores) in out.chunks_exact_mut(ctx).enumerate() {
+            let start = (token + 1).saturating_sub(self.config.sliding_window.unwrap_or(ctx));
+            softmax(scores, start, token + 1, self.score_scale());
         }
     }
 
-    /// Turns every head of one sequence by its token's position.
-    fn turn(&self, x: &mut [f32], width: usize) {
+    /// What scores are multiplied by.
+    pub(super) fn score_scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
+    }
+
+    /// A query head's part of one sequence's queries or outputs.
+    pub(super) fn own<'d>(&self, data: &'d [f32], head: usize) -> View<'d> {
+        let c = &self.config;
+        View::rows(data, c.q_width()).columns(head * c.head_dim..(head + 1) * c.head_dim)
+    }
+
+    /// The same, to change.
+    pub(super) fn own_mut<'d>(&self, data: &'d mut [f32], head: usize) -> ViewMut<'d> {
+        let c = &self.config;
+        ViewMut::strided(&mut data[head * c.head_dim..], [self.ctx, c.head_dim], c.q_width())
+    }
+
+    /// The part of one sequence's keys or values that a query head shares with others.
+    pub(super) fn shared<'d>(&self, data: &'d [f32], head: usize) -> View<'d> {
+        let c = &self.config;
+        let first = head / (c.heads / c.kv_heads) * c.head_dim;
+        View::rows(data, c.kv_width()).columns(first..first + c.head_dim)
+    }
+
+    /// The same, to change.
+    pub(super) fn shared_mut<'d>(&self, data: &'d mut [f32], head: usize) -> ViewMut<'d> {
+        let c = &self.config;
+        let first = head / (c.heads / c.kv_heads) * c.head_dim;
+        ViewMut::strided(&mut data[first..], [self.ctx, c.head_dim], c.kv_width())
+    }
+
+    /// Turns every head of one sequence by its token's position; back with a `sign` of -1.
+    pub(super) fn turn(&self, x: &mut [f32], width: usize, sign: f32) {
         for (position, x) in x.chunks_exact_mut(width).enumerate() {
             let at = position * self.pairs..(position + 1) * self.pairs;
+            let sin: Vec<f32> = self.sin[at.clone()].iter().map(|sin| sign * sin).collect();
             for head in x.chunks_exact_mut(self.config.head_dim) {
-                rotate(head, &self.cos[at.clone()], &self.sin[at.clone()]);
+                rotate(head, &self.cos[at.clone()], &sin);
             }
         }
     }
+}
+
+/// One sequence's queries and keys, turned by their positions, and its values.
+pub(super) struct Projected {
+    pub(super) q: Vec<f32>,
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
 }
 
 /// `softmax(scale · x)` over `x[start..end]`; zero elsewhere.
@@ -251,67 +321,13 @@ fn softmax(x: &mut [f32], start: usize, end: usize, scale: f32) {
     seen.iter_mut().for_each(|x| *x /= sum);
 }
 
-/// What makes logits of the residual stream.
-pub(crate) struct Head {
-    /// `[vocab, hidden]`.
-    matrix: Vec<f32>,
-    /// With tied embeddings, the final norm's gain and the rotation round it.
-    gain: Option<(Vec<f32>, Option<Rotation>)>,
-}
-
-impl Head {
-    pub(crate) fn load(weights: &dyn Weights) -> Result<Self, CompressError> {
-        let config = weights.config();
-        let tensor = |kind| decoded(weights, TensorName::global(kind));
-        if !config.tied_embeddings {
-            return Ok(Self { matrix: tensor(TensorKind::Head)?, gain: None });
-        }
-        let rotation = config.rotation.map(|r| Rotation::residual(config.hidden, r.seed));
-        Ok(Self {
-            matrix: tensor(TensorKind::Embed)?,
-            gain: Some((tensor(TensorKind::FinalNorm)?, rotation)),
-        })
-    }
-
-    /// The head's input: the normed stream, with the gain where the matrix does not hold it.
-    pub(crate) fn input(&self, forward: &Forward, x: &[f32]) -> Activations {
-        let mut normed = forward.normed(x);
-        if let Some((gain, rotation)) = &self.gain {
-            normed.par_chunks_mut(gain.len()).for_each(|x| {
-                rotation.iter().for_each(|r| r.undo(x));
-                x.iter_mut().zip(gain).for_each(|(x, gain)| *x *= gain);
-                rotation.iter().for_each(|r| r.apply(x));
-            });
-        }
-        normed
-    }
-
-    /// The matrix, to change.
-    pub(crate) fn matrix_mut(&mut self) -> &mut [f32] {
-        &mut self.matrix
-    }
-
-    /// Rows of logits.
-    pub(crate) fn vocab(&self, hidden: usize) -> usize {
-        self.matrix.len() / hidden
-    }
-
-    /// Logits of some tokens, `[tokens, vocab]`, from the head's input, on this thread.
-    pub(crate) fn logits(&self, input: &[f32], hidden: usize) -> Vec<f32> {
-        let mut logits = vec![0.0; input.len() / hidden * self.vocab(hidden)];
-        let (x, w) = (View::rows(input, hidden), View::rows(&self.matrix, hidden));
-        multiply(ViewMut::rows(&mut logits, self.vocab(hidden)), Into::Fresh, x, w.t());
-        logits
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use upg_pdvm::{
         Logits, Machine as _, MachineOptions, ReferenceMachine, Segment, conformance::tiny_models,
     };
 
-    use super::*;
+    use super::{super::head::Head, *};
 
     #[test]
     fn logits_are_the_reference_machine_s() {

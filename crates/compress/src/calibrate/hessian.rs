@@ -1,9 +1,11 @@
 //! Second moments of a matrix's inputs, and the factors that rounding with feedback needs.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use upg_codec::GROUP;
 
-use super::linalg::{Into, NotPositive, View, ViewMut, cholesky, invert_lower, multiply};
+use super::linalg::{Into, NotPositive, View, ViewMut, cholesky, dot, invert_lower, multiply};
 
 /// Rows of `H` that one task updates.
 const TASK_ROWS: usize = 128;
@@ -17,12 +19,16 @@ pub(crate) struct Hessian {
 }
 
 impl Hessian {
-    pub(crate) fn new(n: usize) -> Self {
-        Self { n, data: vec![0.0; n * n] }
+    /// Of the tokens `x`, `[tokens, n]`.
+    pub(crate) fn of(x: &[f32], n: usize) -> Self {
+        let mut hessian = Self { n, data: vec![0.0; n * n] };
+        hessian.add(x);
+        hessian.mirror();
+        hessian
     }
 
-    /// Adds tokens: `x` is `[tokens, n]`.
-    pub(crate) fn add(&mut self, x: &[f32]) {
+    /// Adds tokens.
+    fn add(&mut self, x: &[f32]) {
         let n = self.n;
         let x = View::rows(x, n);
         self.data.par_chunks_mut(TASK_ROWS * n).enumerate().for_each(|(task, rows)| {
@@ -33,68 +39,69 @@ impl Hessian {
     }
 
     /// Copies the lower triangle to the upper. To be called after the last [`Hessian::add`].
-    pub(crate) fn mirror(&mut self) {
-        for i in 0..self.n {
-            for j in 0..i {
-                self.data[j * self.n + i] = self.data[i * self.n + j];
+    fn mirror(&mut self) {
+        const TILE: usize = 32;
+        let n = self.n;
+        // Tile by tile: a column of a large matrix touches a page a number.
+        for (i, j) in (0..n).step_by(TILE).flat_map(|i| (0..=i).step_by(TILE).map(move |j| (i, j))) {
+            for row in i..n.min(i + TILE) {
+                (j..row.min(j + TILE)).for_each(|col| self.data[col * n + row] = self.data[row * n + col]);
             }
         }
     }
 
-    /// Adds another one of the same width.
-    pub(crate) fn join(&mut self, other: &Self) {
-        self.data.par_iter_mut().zip(&other.data).for_each(|(a, b)| *a += b);
+    /// `e H eᵀ`, summed over a few rows `e`, on this thread.
+    pub(crate) fn square(&self, e: &[f32]) -> f64 {
+        let mut y = vec![0.0; e.len()];
+        let (x, h) = (View::rows(e, self.n), View::rows(&self.data, self.n));
+        multiply(ViewMut::rows(&mut y, self.n), Into::Fresh, x, h);
+        dot(e, &y)
     }
 
-    /// Width of the inputs.
-    pub(crate) fn width(&self) -> usize {
-        self.n
-    }
-
-    /// Whether it holds numbers only.
-    pub(crate) fn is_finite(&self) -> bool {
-        self.data.par_iter().all(|x| x.is_finite())
-    }
-
-    /// `x H` for a few rows `x`, on this thread.
-    pub(crate) fn times(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
-        multiply(
-            ViewMut::rows(&mut y, self.n),
-            Into::Fresh,
-            View::rows(x, self.n),
-            View::rows(&self.data, self.n),
-        );
-        y
-    }
-
-    /// The factors of `H + damping · mean(diag H) · 1`.
-    pub(crate) fn factor(&self, damping: f64) -> Result<Factor, NotPositive> {
+    /// The factors of `H + damping · mean(diag H) · 1`, in the Hessian's own memory: `down`'s may be a gigabyte.
+    ///
+    /// # Errors
+    /// The Hessian again, where it is not positive definite at this damping.
+    pub(crate) fn factor(mut self, damping: f64) -> Result<Factor, Self> {
         let n = self.n;
-        let trace: f64 = (0..n).map(|i| f64::from(self.data[i * n + i])).sum();
-        let mut l = self.data.clone();
-        let extra = (damping * trace / n as f64) as f32;
-        (0..n).for_each(|i| l[i * n + i] += extra);
-        cholesky(&mut l, n)?;
-        Ok(Factor::new(l, n))
+        let diagonal: Vec<f32> = (0..n).map(|i| self.data[i * n + i]).collect();
+        let mean = diagonal.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64;
+        let extra = (damping * mean) as f32;
+        (0..n).for_each(|i| self.data[i * n + i] += extra);
+        match cholesky(&mut self.data, n) {
+            Ok(()) => Ok(Factor::new(self.data, n)),
+            Err(NotPositive) => {
+                // Only the lower triangle was written.
+                for (i, diagonal) in diagonal.into_iter().enumerate() {
+                    (0..i).for_each(|j| self.data[i * n + j] = self.data[j * n + i]);
+                    self.data[i * n + i] = diagonal;
+                }
+                Err(self)
+            }
+        }
     }
 }
 
+/// Columns between which errors are passed on block by block; from all columns behind them, by one product.
+pub(crate) const SPAN: usize = 8 * GROUP;
+
 /// `H = (1 + L) D (1 + L)ᵀ`, `L` strictly lower and `D` diagonal in blocks of [`GROUP`] columns (QuIP#, Tseng et al.
-/// 2024).
+/// 2024). With `D = C Cᵀ` block by block, the error of the outputs is `‖e (1 + L) C‖²`.
 pub(crate) struct Factor {
     n: usize,
-    /// `L`; its diagonal blocks and what is above hold nothing of meaning.
+    /// `1 + L`. What is above the diagonal holds zeros as far as its span goes, and nothing of meaning behind.
     l: Vec<f32>,
+    /// `C`: `[n / GROUP, GROUP, GROUP]`, lower triangular each.
+    c: Vec<f32>,
 }
 
 impl Factor {
-    /// From a Cholesky factor: block column `k` of `L` is the factor's times the inverse of its diagonal block.
+    /// From a Cholesky factor: block column `k` of `1 + L` is the factor's times the inverse of its diagonal block.
     fn new(mut l: Vec<f32>, n: usize) -> Self {
-        let inverses: Vec<Vec<f32>> =
-            (0..n / GROUP).into_par_iter().map(|k| inverse(&l, n, k * GROUP)).collect();
+        let blocks: Vec<[Vec<f32>; 2]> =
+            (0..n / GROUP).into_par_iter().map(|k| diagonal_block(&l, n, k * GROUP)).collect();
         l.par_chunks_mut(GROUP * n).enumerate().for_each(|(i, rows)| {
-            for (k, inverse) in inverses[..i].iter().enumerate() {
+            for (k, [_, inverse]) in blocks[..i].iter().enumerate() {
                 let columns = k * GROUP..(k + 1) * GROUP;
                 let old = View::rows(rows, n).columns(columns.clone());
                 let mut new = [0.0; GROUP * GROUP];
@@ -103,23 +110,58 @@ impl Factor {
                     row[columns.clone()].copy_from_slice(new);
                 }
             }
+            let first = i * GROUP;
+            for (r, row) in rows.chunks_exact_mut(n).enumerate() {
+                row[first..n.min(first / SPAN * SPAN + SPAN)].fill(0.0);
+                row[first + r] = 1.0;
+            }
         });
-        Self { n, l }
+        Self { n, l, c: blocks.into_iter().flat_map(|[block, _]| block).collect() }
     }
 
-    /// `L`.
+    /// `1 + L`; see there what may be used.
     pub(crate) fn feedback(&self) -> View<'_> {
         View::rows(&self.l, self.n)
     }
+
+    /// `x (1 + L) C` for a few rows `x`, on this thread.
+    pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let n = self.n;
+        let rows = x.len() / n;
+        let mut y = vec![0.0; x.len()];
+        for start in (0..n).step_by(SPAN) {
+            let span = start..n.min(start + SPAN);
+            let out = ViewMut::strided(&mut y[start..], [rows, span.len()], n);
+            let l = self.feedback().block(start..n, span);
+            multiply(out, Into::Fresh, View::rows(x, n).columns(start..n), l);
+        }
+        self.weigh(&mut y, 0..n);
+        y
+    }
+
+    /// Multiplies some columns, whole blocks of them, by `C`, in place.
+    pub(crate) fn weigh(&self, x: &mut [f32], columns: Range<usize>) {
+        let n = self.n;
+        let mut new = vec![0.0; x.len() / n * GROUP];
+        for first in columns.step_by(GROUP) {
+            let c = View::rows(&self.c[first * GROUP..][..GROUP * GROUP], GROUP);
+            let old = View::rows(x, n).columns(first..first + GROUP);
+            multiply(ViewMut::rows(&mut new, GROUP), Into::Fresh, old, c);
+            for (row, new) in x.chunks_exact_mut(n).zip(new.chunks_exact(GROUP)) {
+                row[first..first + GROUP].copy_from_slice(new);
+            }
+        }
+    }
 }
 
-/// The inverse of the diagonal block of a Cholesky factor that starts at column `start`.
-fn inverse(l: &[f32], n: usize, start: usize) -> Vec<f32> {
+/// The diagonal block of a Cholesky factor that starts at column `start`, and its inverse.
+fn diagonal_block(l: &[f32], n: usize, start: usize) -> [Vec<f32>; 2] {
     let mut block = vec![0.0; GROUP * GROUP];
     for i in 0..GROUP {
         for j in 0..=i {
             block[i * GROUP + j] = f64::from(l[(start + i) * n + start + j]);
         }
     }
-    invert_lower(&block, GROUP).into_iter().map(|x| x as f32).collect()
+    let inverse = invert_lower(&block, GROUP);
+    [block, inverse].map(|x| x.into_iter().map(|x| x as f32).collect())
 }

@@ -4,7 +4,10 @@ use rayon::prelude::*;
 use upg_format::{TensorKind, TensorName};
 use upg_pdvm::Weights;
 
-use super::forward::{Activations, Forward, Head, Layer, decoded};
+use super::{
+    forward::{Activations, Forward, Layer, decoded},
+    head::Head,
+};
 use crate::CompressError;
 
 /// Tokens whose logits one task holds, of two models.

@@ -1,47 +1,27 @@
 //! One layer after the other: gather Hessians from text that has passed the layers already compressed, round, go on.
 
-use upg_codec::Bits;
+use std::borrow::Cow;
+
+use upg_codec::{Bits, GROUP};
 use upg_format::{Encoding, TensorKind, TensorName};
 
 use super::{
     forward::{Activations, Forward, Layer, decoded},
     hessian::{Factor, Hessian},
-    ldlq::{Rounded, dot, round, values},
-    measure::whole_sequences,
+    ldlq::{Rounded, round, round_nearest, values},
+    text::{Calibration, HELD_OUT},
 };
 use crate::{CompressError, Folded, Progress};
-
-/// One sequence of this many is held out: it chooses the damping.
-const HELD_OUT: usize = 8;
 
 /// What is added to a Hessian's diagonal, relative to its mean: few tokens make a Hessian that claims more than it knows.
 const DAMPINGS: [f64; 5] = [0.01, 0.03, 0.1, 0.3, 1.0];
 
 /// Rows of a matrix that the damping is chosen by.
-const SAMPLE_ROWS: usize = 128;
+const SAMPLE_ROWS: usize = 64;
 
-/// How calibration runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Calibration {
-    /// The text, in the model's tokens.
-    pub tokens: Vec<u32>,
-    /// Tokens of a sequence.
-    pub ctx: usize,
-    /// Where the text came from: what the file says of itself.
-    pub source: String,
-}
-
-impl Calibration {
-    /// One line that says what the text was.
-    pub fn describe(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        self.tokens.iter().for_each(|token| {
-            hasher.update(&token.to_le_bytes());
-        });
-        let hash = &hasher.finalize().to_hex()[..16];
-        format!("{}: {} tokens in sequences of {}, blake3 {hash}", self.source, self.tokens.len(), self.ctx)
-    }
-}
+/// Columns of a matrix that the damping is chosen by, at most: five factorisations of `down`'s Hessian would take longer
+/// than all else.
+const SAMPLE_COLUMNS: usize = 2048;
 
 /// What became of a matrix.
 pub(crate) enum Outcome<'a> {
@@ -88,14 +68,8 @@ impl<'a> Walk<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, CompressError> {
         let forward = Forward::new(folded.config(), calibration.ctx);
-        let tokens = whole_sequences(&calibration.tokens, calibration.ctx, forward.config.vocab)?;
+        let tokens = calibration.whole(&forward.config)?;
         let sequences: Vec<&[u32]> = tokens.chunks_exact(calibration.ctx).collect();
-        if sequences.len() < HELD_OUT {
-            let (least, found) = (HELD_OUT * calibration.ctx, tokens.len());
-            let text =
-                format!("calibration needs at least {least} tokens, the text has {found}: give more text");
-            return Err(CompressError::Text(text));
-        }
         let is_held = |i: &usize| i % HELD_OUT == HELD_OUT - 1;
         let (held, learning): (Vec<usize>, Vec<usize>) = (0..sequences.len()).partition(is_held);
         let order = learning.iter().chain(&held);
@@ -123,10 +97,7 @@ impl<'a> Walk<'a> {
                     None => rest.push(name),
                 }
             }
-            let Some(first) = rest.first() else { return Ok(()) };
-            let hessians = self.hessians(*first, input)?;
-            rest.iter()
-                .try_for_each(|name| self.matrix(*name, layer.matrix_mut(name.kind()), &hessians, store))
+            self.stage(&rest, layer, input, store)
         };
         let normed = self.forward.normed(&x); // [tokens, hidden]
         stage(&mut layer, &[Q, K, V], &normed)?;
@@ -145,82 +116,144 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Second moments of `input`: of the sequences to learn from and of those held out.
-    fn hessians(&self, name: TensorName, input: &[f32]) -> Result<[Hessian; 2], CompressError> {
-        let width = input.len() / self.tokens;
-        let (learning, held) = input.split_at(self.learning * width);
-        let hessians = [learning, held].map(|x| {
-            let mut h = Hessian::new(width);
-            h.add(x);
-            h.mirror();
-            h
-        });
-        match hessians.iter().all(Hessian::is_finite) {
-            true => Ok(hessians),
-            false => Err(CompressError::Activations(name)),
-        }
-    }
-
-    /// Compresses one matrix and puts what it became in its place.
-    fn matrix(
+    /// Rounds matrices that are applied to the same `input`, and puts what they became in their place.
+    fn stage(
         &self,
-        name: TensorName,
-        w: &mut Vec<f32>,
-        hessians: &[Hessian; 2],
+        names: &[TensorName],
+        layer: &mut Layer,
+        input: &[f32],
         store: &mut dyn Store,
     ) -> Result<(), CompressError> {
-        let Encoding::T8(bits) = store.start(name)? else { return store.put(name, Outcome::Kept(w)) };
-        let damping = self.choose(name, bits, w, hessians);
-        let mut all = hessians[0].clone();
-        all.join(&hessians[1]);
-        let factor = damping.and_then(|damping| self.factor(name, &all, damping));
-        let rounded = round(bits, w, &all, factor.as_ref(), all.width());
-        if let Some(row) = rounded.scales.iter().position(|scale| !scale.is_finite()) {
-            return Err(CompressError::TooLarge { name, row });
+        let mut coded = Vec::new();
+        for name in names {
+            match store.start(*name)? {
+                Encoding::T8(bits) => coded.push((*name, bits)),
+                _ => store.put(*name, Outcome::Kept(layer.matrix(name.kind())))?,
+            }
         }
-        *w = values(bits, &rounded.scales, &rounded.codes, all.width());
-        store.put(name, Outcome::Rounded(&rounded))
+        let Some((first, _)) = coded.first() else { return Ok(()) };
+        let width = input.len() / self.tokens;
+        if !input.iter().all(|x| x.is_finite()) {
+            return Err(CompressError::Activations(*first));
+        }
+        let choice = self.choose(&coded, layer, input);
+        let factor = match choice.fed.contains(&true) {
+            true => self.factor(*first, Hessian::of(input, width), choice.damping),
+            false => None,
+        };
+        for ((name, bits), fed) in coded.into_iter().zip(choice.fed) {
+            let w = layer.matrix_mut(name.kind());
+            let rounded = match factor.as_ref().filter(|_| fed) {
+                Some(factor) => round(bits, w, factor, width),
+                None => round_nearest(bits, w, width),
+            };
+            if let Some(row) = rounded.scales.iter().position(|scale| !scale.is_finite()) {
+                return Err(CompressError::TooLarge { name, row });
+            }
+            *w = values(bits, &rounded.scales, &rounded.codes, width);
+            store.put(name, Outcome::Rounded(&rounded))?;
+        }
+        Ok(())
     }
 
     /// The factors at `damping`, or at the least more that gives some.
-    fn factor(&self, name: TensorName, hessian: &Hessian, damping: f64) -> Option<Factor> {
-        DAMPINGS.into_iter().filter(|more| *more >= damping).find_map(|damping| {
-            let factor = hessian.factor(damping).ok();
-            if factor.is_none() {
-                self.progress.message(&format!("{name}: its Hessian has no factor at damping {damping}"));
+    fn factor(&self, name: TensorName, mut hessian: Hessian, damping: f64) -> Option<Factor> {
+        for damping in DAMPINGS.into_iter().filter(|more| *more >= damping) {
+            match hessian.factor(damping) {
+                Ok(factor) => return Some(factor),
+                Err(same) => hessian = same,
             }
-            factor
-        })
+            self.progress.message(&format!("{name}: its Hessian has no factor at damping {damping}"));
+        }
+        None
     }
 
-    /// The damping with which a sample of rows comes through best on text held out; `None`: without feedback.
-    fn choose(&self, name: TensorName, bits: Bits, w: &[f32], [learned, held]: &[Hessian; 2]) -> Option<f64> {
-        let cols = learned.width();
-        let step = (w.len() / cols).div_ceil(SAMPLE_ROWS);
-        let sample: Vec<f32> = w.chunks_exact(cols).step_by(step).flatten().copied().collect();
-        let loss = |damping: Option<f64>| {
-            let factor = damping.map(|d| learned.factor(d)).transpose().ok()?;
-            let rounded = round(bits, &sample, learned, factor.as_ref(), cols);
-            Some(output_error(&sample, &values(bits, &rounded.scales, &rounded.codes, cols), held))
+    /// The damping with which a sample of the matrices' rows comes through best on text held out, and for which of them
+    /// that is better than no feedback.
+    fn choose(&self, coded: &[(TensorName, Bits)], layer: &Layer, input: &[f32]) -> Choice {
+        let sample = Sample::new(input.len() / self.tokens);
+        let input = sample.inputs(input);
+        let (learning, held) = input.split_at(self.learning * sample.width());
+        let [learned, held] = [learning, held].map(|x| Hessian::of(x, sample.width()));
+        let rows: Vec<Vec<f32>> =
+            coded.iter().map(|(name, _)| sample.rows(layer.matrix(name.kind()))).collect();
+        // Errors of the outputs on text held out, a matrix each.
+        let losses = |factor: Option<&Factor>| -> Vec<f64> {
+            let loss = |((_, bits), w): (&(TensorName, Bits), &Vec<f32>)| {
+                let rounded = match factor {
+                    Some(factor) => round(*bits, w, factor, sample.width()),
+                    None => round_nearest(*bits, w, sample.width()),
+                };
+                let found = values(*bits, &rounded.scales, &rounded.codes, sample.width());
+                held.square(&w.iter().zip(found).map(|(w, f)| w - f).collect::<Vec<_>>())
+            };
+            coded.iter().zip(&rows).map(loss).collect()
         };
-        let plain = loss(None)?;
-        let mut best = (None, plain);
+        let plain = losses(None);
+        let mut best = (DAMPINGS[0], f64::INFINITY, vec![1.0; coded.len()]);
         for damping in DAMPINGS {
-            match loss(Some(damping)) {
-                Some(loss) if loss < best.1 => best = (Some(damping), loss),
-                Some(_) => {}
-                None => {
-                    self.progress.message(&format!("{name}: its Hessian has no factor at damping {damping}"));
-                }
+            let Ok(factor) = learned.clone().factor(damping) else {
+                let (name, _) = coded[0];
+                self.progress.message(&format!("{name}: its Hessian has no factor at damping {damping}"));
+                continue;
+            };
+            let relative: Vec<f64> = losses(Some(&factor)).iter().zip(&plain).map(|(l, p)| l / p).collect();
+            let sum = relative.iter().sum();
+            if sum < best.1 {
+                best = (damping, sum, relative);
             }
         }
-        self.progress.calibrated(name, best.0, best.1 / plain);
-        best.0
+        let (damping, _, relative) = best;
+        for ((name, _), relative) in coded.iter().zip(&relative) {
+            let damping = (*relative < 1.0).then_some(damping);
+            self.progress.calibrated(*name, damping, relative.min(1.0));
+        }
+        Choice { damping, fed: relative.into_iter().map(|relative| relative < 1.0).collect() }
     }
 }
 
-/// Squared error of the outputs of `found` in place of `wanted`.
-fn output_error(wanted: &[f32], found: &[f32], hessian: &Hessian) -> f64 {
-    let error: Vec<f32> = wanted.iter().zip(found).map(|(w, f)| w - f).collect();
-    dot(&error, &hessian.times(&error))
+/// How matrices that share their input are rounded.
+struct Choice {
+    damping: f64,
+    /// Whether errors are passed on, matrix by matrix.
+    fed: Vec<bool>,
+}
+
+/// The part of a matrix by which the damping is chosen.
+struct Sample {
+    /// Width of the matrix.
+    full: usize,
+    /// First columns of the groups.
+    groups: Vec<usize>,
+}
+
+impl Sample {
+    /// Groups evenly spread: rotated columns are alike, but those of different blocks of the rotation less so.
+    fn new(full: usize) -> Self {
+        let (all, some) = (full / GROUP, full.min(SAMPLE_COLUMNS) / GROUP);
+        Self { full, groups: (0..some).map(|i| i * all / some * GROUP).collect() }
+    }
+
+    fn width(&self) -> usize {
+        self.groups.len() * GROUP
+    }
+
+    /// The columns of some rows.
+    fn pick<'r>(&self, rows: impl Iterator<Item = &'r [f32]>) -> Vec<f32> {
+        rows.flat_map(|row| self.groups.iter().flat_map(|first| &row[*first..][..GROUP])).copied().collect()
+    }
+
+    /// Rows of a matrix, evenly spread.
+    fn rows(&self, w: &[f32]) -> Vec<f32> {
+        let step = (w.len() / self.full).div_ceil(SAMPLE_ROWS);
+        self.pick(w.chunks_exact(self.full).step_by(step))
+    }
+
+    /// Inputs of some tokens.
+    fn inputs<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        match self.width() == self.full {
+            true => Cow::Borrowed(x),
+            false => Cow::Owned(self.pick(x.chunks_exact(self.full))),
+        }
+    }
 }

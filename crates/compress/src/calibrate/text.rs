@@ -1,0 +1,89 @@
+//! The text that a model is calibrated on, and how much of it fits in memory.
+
+use upg_format::ModelConfig;
+
+use super::measure::whole_sequences;
+use crate::CompressError;
+
+/// One sequence of this many is held out: it chooses the damping.
+pub(crate) const HELD_OUT: usize = 8;
+
+/// Tokens that sensitivities are measured on: they need fewer than Hessians.
+const SENSED: usize = 1024;
+
+/// How calibration runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// The text, in the model's tokens.
+    pub tokens: Vec<u32>,
+    /// Tokens of a sequence.
+    pub ctx: usize,
+    /// Where the text came from: what the file says of itself.
+    pub source: String,
+}
+
+impl Calibration {
+    /// Sequences that calibration needs at least.
+    pub const MIN_SEQUENCES: usize = HELD_OUT;
+
+    /// One line that says what the text was.
+    pub fn describe(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        self.tokens.iter().for_each(|token| {
+            hasher.update(&token.to_le_bytes());
+        });
+        let hash = &hasher.finalize().to_hex()[..16];
+        format!("{}: {} tokens in sequences of {}, blake3 {hash}", self.source, self.tokens.len(), self.ctx)
+    }
+
+    /// Whole sequences to calibrate on.
+    pub(crate) fn whole(&self, config: &ModelConfig) -> Result<&[u32], CompressError> {
+        let tokens = whole_sequences(&self.tokens, self.ctx, config.vocab)?;
+        if tokens.len() >= HELD_OUT * self.ctx {
+            return Ok(tokens);
+        }
+        let (least, found) = (HELD_OUT * self.ctx, tokens.len());
+        Err(CompressError::Text(format!(
+            "calibration needs at least {least} tokens, the text has {found}: give more text"
+        )))
+    }
+
+    /// Whole sequences to measure sensitivities on, from the start of the text.
+    pub(crate) fn sensed(&self, config: &ModelConfig) -> Result<&[u32], CompressError> {
+        let tokens = whole_sequences(&self.tokens, self.ctx, config.vocab)?;
+        Ok(&tokens[..tokens.len().min(SENSED.next_multiple_of(self.ctx))])
+    }
+
+    /// About the bytes that calibrating a model on this text holds, the most at once.
+    pub(crate) fn memory(&self, config: &ModelConfig) -> u64 {
+        bytes(config, self.tokens.len(), self.ctx)
+    }
+
+    /// The start of the text, as much as can be calibrated on in this much memory.
+    pub(crate) fn within(&self, config: &ModelConfig, memory: Option<u64>) -> Result<Self, CompressError> {
+        self.whole(config)?;
+        let limit = memory.unwrap_or(u64::MAX);
+        let fits = |sequences: &usize| bytes(config, sequences * self.ctx, self.ctx) <= limit;
+        let Some(sequences) = (HELD_OUT..=self.tokens.len() / self.ctx).rev().find(fits) else {
+            return Err(CompressError::Memory(bytes(config, HELD_OUT * self.ctx, self.ctx)));
+        };
+        let tokens = self.tokens[..sequences * self.ctx].to_vec();
+        Ok(Self { tokens, ctx: self.ctx, source: self.source.clone() })
+    }
+}
+
+/// The largest of: the embedding with its codes; rounding `down` (its inputs, its Hessian, the streams, the layer); and
+/// the passes that measure sensitivities (the streams before each layer; the head, or a layer). A thread holds one
+/// sequence's activations besides.
+fn bytes(config: &ModelConfig, tokens: usize, ctx: usize) -> u64 {
+    let [hidden, mlp, q, kv] =
+        [config.hidden, config.mlp, config.q_width(), config.kv_width()].map(|n| n as u64);
+    let (tokens, threads) = (tokens as u64, rayon::current_num_threads() as u64);
+    let layer = hidden * (2 * q + 2 * kv + 3 * mlp);
+    let head = config.vocab as u64 * hidden;
+    let own = threads * (ctx as u64 * (4 * mlp + 6 * hidden + 4 * q) + 2 * (ctx * ctx) as u64);
+    let rounding = tokens * (mlp + 2 * hidden) + mlp * mlp + layer + own;
+    let streams = config.layers + 4;
+    let sensing = tokens.min(SENSED as u64) * hidden * streams as u64 + head.max(layer + own);
+    4 * rounding.max(sensing).max(head + head / 4)
+}
