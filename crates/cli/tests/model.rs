@@ -201,7 +201,6 @@ fn the_cpu_machine_says_what_the_reference_machine_says() {
 
 /// On adapter 0: a graphics card, or else the emulation of one that `make fixtures` installs. One prompt of 512 tokens.
 #[test]
-#[ignore = "it has not ended within ten minutes on an emulated adapter, and has not run on a graphics card"]
 fn the_wgpu_machine_says_what_the_reference_machine_says() {
     fs::write(COMPRESSED.folder().join("prose.txt"), include_str!("data/prose.txt")).unwrap();
     let wgpu = ["eval", "model.upg", "--device", "wgpu", "--text", "prose.txt", "--json"];

@@ -15,8 +15,10 @@ use crate::{
     tune,
 };
 
-/// Tokens of one submission: a larger batch is several.
+/// Tokens of one submission: a larger batch is several. Fewer where a processor emulates the adapter, so that no submission
+/// lasts as long as the host is willing to wait, however busy that processor is.
 const TOKENS: usize = 512;
+const EMULATED_TOKENS: usize = 64;
 
 /// The wgpu machine: T8 weights in quads of rows on one adapter, 32-bit float activations and sums, an f16 KV cache in
 /// pages. The program is a list of dispatches; batches of a few tokens decode weights for each token, larger ones
@@ -76,7 +78,8 @@ impl WgpuMachine {
         check(config, options)?;
         let gpu = Gpu::open(adapter, tuning)?;
         progress(0.0);
-        let step = Step::new(StepLayout::new(config, options, options.max_batch.min(TOKENS)));
+        let most = if gpu.emulated { EMULATED_TOKENS } else { TOKENS };
+        let step = Step::new(StepLayout::new(config, options, options.max_batch.min(most)));
         let pages = KvPages::new(options.context, options.sequences);
         // What fails for want of memory fails before the weights take their time.
         let memory = Memory::new(&gpu, config, &step, pages.total())?;
@@ -213,8 +216,9 @@ impl Machine for WgpuMachine {
         let max = self.options.max_batch;
         BatchRow::admit(batch, vocab, max, logits, &mut self.pages, &mut self.rows)?;
         let mut written = 0;
-        for first in (0..self.rows.len()).step_by(TOKENS) {
-            let last = (first + TOKENS).min(self.rows.len());
+        let most = self.step.layout.tokens;
+        for first in (0..self.rows.len()).step_by(most) {
+            let last = (first + most).min(self.rows.len());
             written += self.run_rows(first, last, &mut logits[written..])?;
         }
         Ok(self.pages.advance_all(batch)?)

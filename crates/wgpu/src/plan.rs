@@ -18,7 +18,7 @@ pub(crate) const FEW: usize = 4;
 pub(crate) const LOGITS: usize = 64;
 /// The most splits of a context, and the fewest blocks of keys that are worth one.
 const MOST_SPLITS: usize = 64;
-const BLOCKS_A_SPLIT: usize = 2;
+const BLOCKS_A_SPLIT: usize = 1;
 
 /// Buffers that dispatches pass numbers in; a row a token.
 pub(crate) struct Memory {
