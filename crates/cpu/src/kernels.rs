@@ -4,11 +4,21 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dot;
+#[cfg(target_arch = "aarch64")]
+mod neon_plain;
 pub(crate) mod peak;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod planar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+mod planar_arm;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod planar_products;
+#[cfg(target_arch = "x86_64")]
+mod planar_x86;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod spread_products;
@@ -26,7 +36,7 @@ pub(crate) struct KernelScratch {
     /// A row's values (scalar code).
     values: Vec<i8>,
     /// For products with several tokens.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     planar: planar_products::Buffers,
     #[cfg(target_arch = "x86_64")]
     spread: spread_products::Buffers,
@@ -37,7 +47,7 @@ impl KernelScratch {
     pub(crate) fn new(cols: usize, tokens: usize) -> Self {
         Self {
             values: Vec::with_capacity(cols),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             planar: planar_products::Buffers::new(tokens),
             #[cfg(target_arch = "x86_64")]
             spread: spread_products::Buffers::new(tokens),
@@ -56,8 +66,8 @@ pub(crate) fn multiply(
 ) {
     debug_assert!(rows.start.is_multiple_of(matrix.layout.tile_rows()) && rows.end <= matrix.rows);
     match (isa, matrix.layout) {
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2 | Isa::AvxVnni, Layout::LanePlanar) => match tokens {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        (Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot, Layout::LanePlanar) => match tokens {
             [token] => planar_products::single(isa, matrix, rows, token, y),
             tokens => planar_products::several(isa, matrix, rows, tokens, y, &mut scratch.planar),
         },
@@ -86,7 +96,7 @@ pub(crate) fn row_sums(matrix: &T8) -> Vec<i32> {
 }
 
 /// Calls a function that is generic over the bits a weight.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! for_bits {
     ($bits:expr, $($function:ident)::+ ($($arg:expr),* $(,)?)) => {
         match $bits {
@@ -100,11 +110,11 @@ macro_rules! for_bits {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use for_bits;
 
 /// How far ahead codes are prefetched, in bytes: the hardware does not cross pages of 4 KiB by itself.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const PREFETCH: usize = 4096;
 
 /// Prefetches as many bytes as a tile of `K` bits a weight has, some way ahead.

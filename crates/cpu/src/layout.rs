@@ -31,9 +31,8 @@ impl Layout {
     /// The layout for the kernels of `isa`.
     pub(crate) fn of(isa: Isa) -> Self {
         match isa {
-            // The scalar kernel serves them too.
-            Isa::Scalar | Isa::Neon | Isa::NeonDot => Layout::RowOrder,
-            Isa::Avx2 | Isa::AvxVnni => Layout::LanePlanar,
+            Isa::Scalar => Layout::RowOrder,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot => Layout::LanePlanar,
             Isa::Avx512 => Layout::Spread,
         }
     }

@@ -58,6 +58,7 @@ impl Quantized {
     }
 
     /// What [`Layout::LanePlanar`]'s kernel for AVX2 takes for ones, before anything is taken off for the lift.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn ones(cols: usize) -> Self {
         let mut ones = Self::new(Layout::LanePlanar, cols);
         let cols = cols.next_multiple_of(CHUNK);
@@ -86,7 +87,7 @@ impl Quantized {
         } else {
             arrange_planar(isa, &self.values, &mut self.ordered);
         }
-        if self.layout == Layout::LanePlanar && isa != Isa::AvxVnni {
+        if self.layout == Layout::LanePlanar && isa == Isa::Avx2 {
             self.paired.resize(cols, 0);
             pair(isa, &self.ordered, &mut self.paired);
             split_lifted(isa, &self.ordered, &mut self.high, &mut self.low);

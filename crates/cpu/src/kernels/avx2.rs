@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::planar::*;
+use super::{planar::*, planar_x86::*};
 use crate::quantize::{CHUNK, Quantized};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's lifted activations.

@@ -19,6 +19,12 @@ pub(crate) fn multiply(isa: Isa, rounds: usize) -> u64 {
         // SAFETY: likewise.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512(rounds) },
+        // SAFETY: likewise.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => unsafe { neon(rounds) },
+        // SAFETY: likewise.
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => unsafe { neon_dot(rounds) },
         _ => scalar(rounds),
     };
     (rounds * SUMS * lanes) as u64
@@ -87,6 +93,53 @@ fn avx512(rounds: usize) -> usize {
     }
     black_box(sums);
     64
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon(rounds: usize) -> usize {
+    use std::arch::{aarch64::*, asm};
+
+    use super::neon_plain::{Halves, Pairs};
+
+    /// Steps that are summed in 16 bits.
+    const STEPS: usize = 8;
+
+    let (weights, mut activations) = black_box((vdupq_n_s8(3), [vdupq_n_s8(5); STEPS]));
+    // Two registers each.
+    let mut sums = [Halves::zero(); SUMS / 2];
+    for _ in 0..rounds {
+        for sums in &mut sums {
+            let mut pairs = Pairs::zero();
+            for activations in &mut activations {
+                // SAFETY: no instruction; the compiler just has to believe that these are other activations.
+                unsafe {
+                    asm!("/* {0:v} */", inout(vreg) * activations, options(nomem, nostack, preserves_flags));
+                }
+                pairs.add_products(weights, *activations);
+            }
+            sums.add(pairs);
+        }
+    }
+    black_box(sums.map(|sums| sums.rows()));
+    STEPS * 16 / 2
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn neon_dot(rounds: usize) -> usize {
+    use std::arch::{aarch64::*, asm};
+
+    let (weights, activations) = black_box((vdupq_n_s8(3), vdupq_n_s8(5)));
+    let mut sums = [vdupq_n_s32(0); SUMS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            // SAFETY: the function is called only where the processor has `sdot`.
+            unsafe { super::neon_dot::dot!(*sum, weights, activations, 0) };
+        }
+    }
+    black_box(sums);
+    16
 }
 
 #[cfg(test)]

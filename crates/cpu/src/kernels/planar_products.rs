@@ -4,22 +4,23 @@ use std::ops::Range;
 
 use upg_codec::Isa;
 
+use self::arch::MAX_TOKENS;
+#[cfg(target_arch = "aarch64")]
+use super::planar_arm as arch;
+#[cfg(target_arch = "x86_64")]
+use super::planar_x86 as arch;
 use super::{
-    avx2, for_bits, output,
-    planar::{OFFSET, PairTotals, RowSums, Tables, VECTOR},
-    vnni,
+    output,
+    planar::{RowSums, STEP, Tables, VECTOR},
 };
 use crate::{
     layout::TILE_ROWS,
     matrix::T8,
-    quantize::{CHUNK, LIFT, PLANES, Quantized},
+    quantize::{CHUNK, Quantized},
 };
 
 /// Rows that are multiplied by many tokens at a time: those of two tiles.
 const PAIR_ROWS: usize = 2 * TILE_ROWS;
-
-/// The most tokens whose sums the registers hold.
-const MAX_TOKENS: usize = 6;
 
 /// Chunks that are decoded at a time: together with the activations that they meet they stay in the first cache.
 const SPAN_CHUNKS: usize = 4;
@@ -27,14 +28,11 @@ const SPAN_CHUNKS: usize = 4;
 /// Bytes of a span of two decoded tiles: at most 16 bits a weight.
 const DECODED: usize = 2 * SPAN_CHUNKS * CHUNK * PAIR_ROWS;
 
-/// Bytes of a step of two decoded tiles.
-const STEP: usize = 2 * VECTOR;
-
 /// A thread's memory for products with several tokens.
 pub(super) struct Buffers {
     decoded: Box<Decoded>,
     /// One a token.
-    totals: Vec<PairTotals>,
+    totals: Vec<arch::PairTotals>,
     tokens: usize,
 }
 
@@ -48,22 +46,12 @@ impl Buffers {
 }
 
 fn tables(isa: Isa, matrix: &T8) -> Tables {
-    Tables::new(matrix.bits, if isa == Isa::AvxVnni { OFFSET } else { 0 })
-}
-
-/// What is in a row's total that is not its product: the offset on every weight, or the lift of every activation.
-fn surplus(isa: Isa, matrix: &T8, row: usize, token: &Quantized) -> i64 {
-    match isa {
-        Isa::AvxVnni => i64::from(OFFSET) * token.sum,
-        _ => i64::from(LIFT) * i64::from(matrix.sums[row]),
-    }
+    Tables::new(matrix.bits, arch::offset(isa))
 }
 
 /// Checks that a token has the activations that `chunks` chunks are multiplied by.
 fn check(isa: Isa, token: &Quantized, chunks: usize) {
-    let planes = token.high.len().min(token.low.len());
-    let len = if isa == Isa::AvxVnni { planes } else { planes.min(token.paired.len()) };
-    assert!(len >= chunks * CHUNK, "activations of another width");
+    assert!(arch::columns(isa, token) >= chunks * CHUNK, "activations of another width");
 }
 
 /// The bytes of the tiles of eight rows.
@@ -81,7 +69,7 @@ pub(super) fn single(isa: Isa, matrix: &T8, rows: Range<usize>, token: &Quantize
     for (first, y) in rows.step_by(TILE_ROWS).zip(y.chunks_mut(TILE_ROWS)) {
         let totals = totals(isa, matrix, first, token, &tables);
         for ((row, y), total) in (first..).zip(y).zip(totals) {
-            *y = output(total - surplus(isa, matrix, row, token), token.unit, matrix.scales[row]);
+            *y = output(total - arch::surplus(isa, matrix, row, token), token.unit, matrix.scales[row]);
         }
     }
 }
@@ -93,15 +81,11 @@ fn totals(isa: Isa, matrix: &T8, row: usize, token: &Quantized, tables: &Tables)
     let tiles = matrix.codes[row / TILE_ROWS * bytes..][..bytes].as_ptr();
     // SAFETY: the slice holds the tiles of eight rows, the activations are counted, and an `Isa` is chosen only where
     // the processor has it.
-    unsafe {
-        match isa {
-            Isa::AvxVnni => for_bits!(matrix.bits, vnni::gemv(tiles, chunks, token, tables)),
-            _ => for_bits!(matrix.bits, avx2::gemv(tiles, chunks, token, tables)),
-        }
-    }
+    unsafe { arch::gemv(isa, matrix.bits, tiles, chunks, token, tables) }
 }
 
 /// The sum of each row's weights, those beyond its end included.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn row_sums(matrix: &T8) -> Vec<i32> {
     let (ones, tables) = (Quantized::ones(matrix.cols), tables(Isa::Avx2, matrix));
     let tiles = (0..matrix.rows).step_by(TILE_ROWS);
@@ -126,8 +110,8 @@ pub(super) fn several(
     let Buffers { decoded, totals, .. } = buffers;
     for first in rows.clone().step_by(PAIR_ROWS) {
         totals.clear();
-        // SAFETY: an `Isa` with this layout is chosen only where the processor has AVX2.
-        totals.resize(tokens.len(), unsafe { PairTotals::zero() });
+        // SAFETY: an `Isa` with this layout is chosen only where the processor has it.
+        totals.resize(tokens.len(), unsafe { arch::PairTotals::zero() });
         for start in (0..chunks).step_by(SPAN_CHUNKS) {
             let span = start..chunks.min(start + SPAN_CHUNKS);
             decode_span(isa, matrix, (first, rows.end), span.clone(), &tables, &mut decoded.0);
@@ -135,8 +119,7 @@ pub(super) fn several(
         }
         let end = rows.end.min(first + PAIR_ROWS);
         for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
-            // Activations were offset by nothing here: AVX2 multiplies many tokens in 16 bits.
-            let offset = if isa == Isa::AvxVnni { i64::from(OFFSET) * token.sum } else { 0 };
+            let offset = i64::from(arch::offset(isa)) * token.sum;
             // SAFETY: as above.
             let totals = unsafe { totals.rows() };
             let y = &mut y[first - rows.start..end - rows.start];
@@ -145,11 +128,6 @@ pub(super) fn several(
             }
         }
     }
-}
-
-/// Steps of a decoded chunk.
-fn chunk_steps(isa: Isa) -> usize {
-    if isa == Isa::AvxVnni { 32 } else { 64 }
 }
 
 /// Decodes a span of columns (its chunks) of the rows from `first` on, two tiles side by side (the second is left as it
@@ -162,7 +140,7 @@ fn decode_span(
     tables: &Tables,
     decoded: &mut [u8; DECODED],
 ) {
-    let chunk_bytes = chunk_steps(isa) * STEP;
+    let chunk_bytes = arch::chunk_steps(isa) * STEP;
     for (pair, row) in (first..end.min(first + PAIR_ROWS)).step_by(TILE_ROWS).enumerate() {
         for (chunk, decoded) in span.clone().zip(decoded.chunks_exact_mut(chunk_bytes)) {
             let start = row / TILE_ROWS * tile_row_bytes(matrix) + chunk * tile_bytes(matrix);
@@ -171,10 +149,7 @@ fn decode_span(
             // an `Isa` is chosen only where the processor has it.
             unsafe {
                 let to = decoded.as_mut_ptr().add(pair * VECTOR);
-                match isa {
-                    Isa::AvxVnni => for_bits!(matrix.bits, vnni::decode(tile, tables, to, STEP)),
-                    _ => for_bits!(matrix.bits, avx2::decode(tile, tables, to, STEP)),
-                }
+                arch::decode(isa, matrix.bits, tile, tables, to);
             }
         }
     }
@@ -186,7 +161,7 @@ fn multiply_span(
     decoded: &[u8; DECODED],
     tokens: &[Quantized],
     span: Range<usize>,
-    totals: &mut [PairTotals],
+    totals: &mut [arch::PairTotals],
 ) {
     let (mut tokens, mut totals) = (tokens, totals);
     while !tokens.is_empty() {
@@ -213,25 +188,14 @@ fn multiply_tokens<const T: usize>(
     decoded: &[u8; DECODED],
     tokens: &[Quantized],
     span: Range<usize>,
-    totals: &mut [PairTotals],
+    totals: &mut [arch::PairTotals],
 ) {
     let (Ok(tokens), Ok(totals)) =
-        (<&[Quantized; T]>::try_from(tokens), <&mut [PairTotals; T]>::try_from(totals))
+        (<&[Quantized; T]>::try_from(tokens), <&mut [arch::PairTotals; T]>::try_from(totals))
     else {
         return;
     };
-    if isa != Isa::AvxVnni {
-        let activations = tokens.each_ref().map(|token| token.paired[span.start * CHUNK..].as_ptr().cast());
-        // SAFETY: `decode_span` has written the steps; `check` has counted the activations, two a step; an `Isa` is
-        // chosen only where the processor has it.
-        unsafe { avx2::tokens(decoded.as_ptr(), span.len() * chunk_steps(isa), activations, totals) };
-        return;
-    }
-    for plane in PLANES {
-        let activations =
-            tokens.each_ref().map(|token| plane.of(token)[span.start * CHUNK..].as_ptr().cast());
-        let steps = span.len() * chunk_steps(isa);
-        // SAFETY: as above, with four activations a step.
-        unsafe { vnni::tokens(decoded.as_ptr(), steps, activations, plane.worth(), totals) };
-    }
+    // SAFETY: `decode_span` has written the steps, `check` has counted the activations, and an `Isa` is chosen only where
+    // the processor has it.
+    unsafe { arch::multiply(isa, decoded.as_ptr(), tokens.each_ref(), span, totals) };
 }

@@ -1,9 +1,9 @@
-//! The lane-planar kernels with AVX-VNNI, whose `vpdpbusd` wants unsigned weights: they are offset by
-//! [`OFFSET`], and what that adds is taken off again at the end.
+//! The lane-planar kernels with AVX-VNNI, whose `vpdpbusd` wants unsigned weights: they are offset
+//! (see [`offset`]), and what that adds is taken off again at the end.
 
 use std::arch::x86_64::*;
 
-use super::planar::*;
+use super::{planar::*, planar_x86::*};
 use crate::quantize::{CHUNK, Quantized};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations; weights are

@@ -1,0 +1,144 @@
+//! The lane-planar kernels in NEON without dot products: several steps at a time go through 16 bits.
+
+use std::arch::aarch64::*;
+
+use super::{
+    neon::*,
+    planar::{RowSums, Tables, VECTOR, each_weight},
+};
+use crate::quantize::{CHUNK, Quantized};
+
+/// The activations of step `STEP` of four (four each), repeated for every row.
+#[inline]
+#[target_feature(enable = "neon")]
+fn repeat<const STEP: i32>(activations: int8x16_t) -> int8x16_t {
+    opaque(vreinterpretq_s8_s32(vdupq_laneq_s32::<STEP>(vreinterpretq_s32_s8(activations))))
+}
+
+/// Sums of products in 16 bits: those of the first and of the second eight bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs([int16x8_t; 2]);
+
+impl Pairs {
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn zero() -> Self {
+        Self([vdupq_n_s16(0); 2])
+    }
+
+    /// Adds the products of a step, at most 32 · 127 to a lane: there is room for eight.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn add_products(&mut self, weights: int8x16_t, activations: int8x16_t) {
+        self.0[0] = vmlal_s8(self.0[0], vget_low_s8(weights), vget_low_s8(activations));
+        self.0[1] = vmlal_high_s8(self.0[1], weights, activations);
+    }
+}
+
+/// Sums of four rows in the making, two lanes a row.
+#[derive(Clone, Copy)]
+pub(super) struct Halves([int32x4_t; 2]);
+
+impl Halves {
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn zero() -> Self {
+        Self([vdupq_n_s32(0); 2])
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn add(&mut self, pairs: Pairs) {
+        for (sums, pairs) in self.0.iter_mut().zip(pairs.0) {
+            *sums = vpadalq_s16(*sums, pairs);
+        }
+    }
+
+    /// A lane a row.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn rows(self) -> int32x4_t {
+        vpaddq_s32(self.0[0], self.0[1])
+    }
+}
+
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations.
+///
+/// A lane sums half of what one of `sdot`'s sums: it stays below 2^31 likewise.
+///
+/// # Safety
+/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn gemv<const K: usize>(
+    mut tiles: *const u8,
+    chunks: usize,
+    token: &Quantized,
+    tables: &Tables,
+) -> RowSums {
+    let tables = Registers::new(tables);
+    let mut planes = [token.high.as_ptr(), token.low.as_ptr()];
+    let mut sums = [[Halves::zero(); 2]; 2];
+    for _ in 0..chunks {
+        prefetch::<K>(tiles);
+        let mut pairs = [[Pairs::zero(); 2]; 2];
+        // SAFETY: the caller's tiles and activations, a chunk at a time.
+        unsafe {
+            macro_rules! step {
+                ($i:literal) => {
+                    let activations = planes.map(|plane| {
+                        // Four steps' activations in a load.
+                        repeat::<{ $i % 4 }>(vld1q_s8(plane.add($i / 4 * HALF)))
+                    });
+                    for half in 0..2 {
+                        let weights = weights::<K>(tiles.add(half * HALF), $i, &tables);
+                        for plane in 0..2 {
+                            if $i % 8 == 0 {
+                                pairs[plane][half] = Pairs::zero();
+                            }
+                            pairs[plane][half].add_products(weights, activations[plane]);
+                            if $i % 8 == 7 {
+                                sums[plane][half].add(pairs[plane][half]);
+                            }
+                        }
+                    }
+                };
+            }
+            each_weight!(step);
+            tiles = tiles.add(VECTOR * 4 * K);
+            planes = planes.map(|plane| plane.add(CHUNK));
+        }
+    }
+    join(sums.map(|halves| halves.map(|sums| sums.rows())))
+}
+
+/// Adds the products of two decoded tiles, side by side, with a plane of one token's activations to the token's totals.
+///
+/// # Safety
+/// `decoded` points to `steps` steps (a multiple of eight) of two vectors, `activations` to `steps` dwords.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn tokens(
+    decoded: *const u8,
+    steps: usize,
+    activations: *const i8,
+    worth: i32,
+    totals: &mut PairTotals,
+) {
+    let mut sums = [Halves::zero(); 4];
+    for eight in (0..steps).step_by(8) {
+        let mut pairs = [Pairs::zero(); 4];
+        for first in [eight, eight + 4] {
+            // SAFETY: the caller's decoded weights and activations, four steps at a time.
+            unsafe {
+                let four = vld1q_s8(activations.add(4 * first));
+                let four = [repeat::<0>(four), repeat::<1>(four), repeat::<2>(four), repeat::<3>(four)];
+                for (i, activations) in four.into_iter().enumerate() {
+                    for (pairs, weights) in pairs.iter_mut().zip(decoded_step(decoded, first + i)) {
+                        pairs.add_products(weights, activations);
+                    }
+                }
+            }
+        }
+        sums.iter_mut().zip(pairs).for_each(|(sums, pairs)| sums.add(pairs));
+    }
+    totals.add(sums.map(|sums| sums.rows()), worth);
+}
