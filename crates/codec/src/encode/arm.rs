@@ -1,5 +1,4 @@
-//! The vectors of 64-bit Arm. Each method is one instruction; every processor of the architecture that Rust builds for
-//! has them, so none of this is unsafe to call there.
+//! The vectors of 64-bit Arm. Each method is one instruction, which every processor of the target has.
 
 use std::arch::aarch64::*;
 
@@ -9,29 +8,33 @@ use super::vector::Vector;
 unsafe impl Vector for int32x4_t {
     const LANES: usize = 4;
 
-    // SAFETY, of each method: none is needed, NEON is part of the target.
     #[inline(always)]
     unsafe fn splat(number: i32) -> Self {
-        vdupq_n_s32(number)
+        // SAFETY: the processor has NEON by the trait's contract, here and below.
+        unsafe { vdupq_n_s32(number) }
     }
 
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
-        vaddq_s32(self, other)
+        // SAFETY: as above.
+        unsafe { vaddq_s32(self, other) }
     }
 
     #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
-        vmulq_s32(self, other)
+        // SAFETY: as above.
+        unsafe { vmulq_s32(self, other) }
     }
 
     #[inline(always)]
     unsafe fn and(self, other: Self) -> Self {
-        vandq_s32(self, other)
+        // SAFETY: as above.
+        unsafe { vandq_s32(self, other) }
     }
 
     #[inline(always)]
     unsafe fn min(self, other: Self) -> Self {
-        vminq_s32(self, other)
+        // SAFETY: as above.
+        unsafe { vminq_s32(self, other) }
     }
 }
