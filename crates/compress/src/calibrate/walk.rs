@@ -172,9 +172,9 @@ impl<'a> Walk<'a> {
     /// that is better than no feedback.
     fn choose(&self, coded: &[(TensorName, Bits)], layer: &Layer, input: &[f32]) -> Choice {
         let sample = Sample::new(input.len() / self.tokens);
-        let input = sample.inputs(input);
-        let (learning, held) = input.split_at(self.learning * sample.width());
-        let [learned, held] = [learning, held].map(|x| Hessian::of(x, sample.width()));
+        let (learning, held) = input.split_at(self.learning * sample.full);
+        let (learning, held) = (sample.some_inputs(learning), sample.inputs(held));
+        let [learned, held] = [learning, held].map(|x| Hessian::of(&x, sample.width()));
         let rows: Vec<Vec<f32>> =
             coded.iter().map(|(name, _)| sample.rows(layer.matrix(name.kind()))).collect();
         // Errors of the outputs on text held out, a matrix each.
@@ -249,11 +249,39 @@ impl Sample {
         self.pick(w.chunks_exact(self.full).step_by(step))
     }
 
+    /// Inputs of as small a part of some tokens as the sample's is of the columns: how much damping a Hessian needs depends on
+    /// how many tokens a column has.
+    fn some_inputs<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        if self.width() == self.full {
+            return Cow::Borrowed(x);
+        }
+        let before = |token: usize| token * self.width() / self.full;
+        let tokens = x.chunks_exact(self.full).enumerate();
+        let some = tokens.filter(|(i, _)| before(i + 1) > before(*i));
+        Cow::Owned(self.pick(some.map(|(_, x)| x)))
+    }
+
     /// Inputs of some tokens.
     fn inputs<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
         match self.width() == self.full {
             true => Cow::Borrowed(x),
             false => Cow::Owned(self.pick(x.chunks_exact(self.full))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_has_as_many_tokens_a_column_as_the_matrix() {
+        let sample = Sample::new(3 * SAMPLE_COLUMNS);
+        assert_eq!(sample.width(), SAMPLE_COLUMNS);
+        let x = vec![0.0; 30 * sample.full];
+        assert_eq!(sample.inputs(&x).len(), 30 * SAMPLE_COLUMNS);
+        assert_eq!(sample.some_inputs(&x).len(), 10 * SAMPLE_COLUMNS);
+        let narrow = Sample::new(96);
+        assert_eq!(narrow.some_inputs(&x).len(), x.len());
     }
 }
