@@ -121,7 +121,8 @@ def bench(
 
     Returns:
         What ``upg bench --output json`` prints: among others ``decode_tok_s``, ``prefill_tok_s`` (tokens a second),
-        ``decode_gb_s`` and ``read_gb_s`` (10⁹ bytes a second), ``percent_of_limit``.
+        ``decode_gb_s`` and ``read_gb_s`` (10⁹ bytes a second), ``percent_of_limit``, and where a device counts them
+        ``dispatches_per_token`` and ``host_us_per_token``.
 
     Raises:
         OptionError: Nothing to measure, or options that contradict each other.

@@ -78,11 +78,14 @@ impl Gpu {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let detail = adapter::describe(&adapter).detail;
         check_limits(&limits, &info.name)?;
-        let subgroups = adapter.features().contains(Features::SUBGROUP) && tuning.subgroups != Some(false);
-        let clock = if adapter.features().contains(CLOCK) { CLOCK } else { Features::empty() };
-        let subgroups = if subgroups { subgroups_of(&info) } else { Subgroups::None };
+        let offered = adapter.features();
+        let subgroups = match offered.contains(Features::SUBGROUP) && tuning.subgroups != Some(false) {
+            true => subgroups_of(&info),
+            false => Subgroups::None,
+        };
         let matrices = tuning.matrices != Some(false) && has_matrices(&adapter, subgroups);
-        let mut required_features = clock;
+        let mut required_features = Features::empty();
+        required_features.set(CLOCK, offered.contains(CLOCK));
         required_features.set(Features::SUBGROUP, subgroups != Subgroups::None);
         required_features.set(MATRICES, matrices);
         // SAFETY: wgpu's cooperative matrices are new, and some uses of them may be undefined without a word. Ours stay
@@ -117,26 +120,7 @@ impl Gpu {
             note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
         }));
         let emulated = info.device_type == wgpu::DeviceType::Cpu;
-        // Metal has no product of packed bytes; elsewhere drivers have, or make one of a few instructions.
-        let packed = tuning.packed.unwrap_or(info.backend != wgpu::Backend::Metal);
-        // On Metal a workgroup of many threads may not get the registers it needs.
-        let discrete = info.device_type == wgpu::DeviceType::DiscreteGpu;
-        let teams = tuning.teams.unwrap_or(packed && discrete) && matches!(subgroups, Subgroups::Fixed(_));
-        let usual_copies = match teams {
-            _ if emulated => 1,
-            true => 16,
-            _ => 4,
-        };
-        let target = Target {
-            subgroups,
-            matrices,
-            workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
-            arithmetic: if packed { Arithmetic::Packed } else { Arithmetic::Float },
-            copies: tuning.copies.unwrap_or(usual_copies),
-            most_threads: limits.max_compute_invocations_per_workgroup as usize,
-            teams,
-            plain: tuning.plain,
-        };
+        let target = target(&info, &limits, tuning, subgroups, matrices);
         let checks = match tuning.checked {
             true => wgpu::ShaderRuntimeChecks::checked(),
             false => wgpu::ShaderRuntimeChecks::unchecked(),
@@ -344,6 +328,36 @@ impl Gpu {
                 entries: &entries,
             })
         })
+    }
+}
+
+/// How shaders are made for an adapter, where `tuning` does not say.
+fn target(
+    info: &wgpu::AdapterInfo,
+    limits: &wgpu::Limits,
+    tuning: Tuning,
+    subgroups: Subgroups,
+    matrices: bool,
+) -> Target {
+    // Metal has no product of packed bytes; elsewhere drivers have, or make one of a few instructions.
+    let packed = tuning.packed.unwrap_or(info.backend != wgpu::Backend::Metal);
+    // On Metal a workgroup of many threads may not get the registers it needs.
+    let discrete = info.device_type == wgpu::DeviceType::DiscreteGpu;
+    let teams = tuning.teams.unwrap_or(packed && discrete) && matches!(subgroups, Subgroups::Fixed(_));
+    let usual_copies = match info.device_type {
+        wgpu::DeviceType::Cpu => 1,
+        _ if teams => 16,
+        _ => 4,
+    };
+    Target {
+        subgroups,
+        matrices,
+        workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
+        arithmetic: if packed { Arithmetic::Packed } else { Arithmetic::Float },
+        copies: tuning.copies.unwrap_or(usual_copies),
+        most_threads: limits.max_compute_invocations_per_workgroup as usize,
+        teams,
+        plain: tuning.plain,
     }
 }
 
