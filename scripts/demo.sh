@@ -32,7 +32,7 @@ step "1. Fetch SmolLM2-135M-Instruct"
 scripts/fetch-smollm2.sh
 
 step "2. Compress it to $bits bits a weight"
-show compress "$source" -o "$talking" --bits "$bits" --force
+show compress "$source" -o "$talking" --bits "$bits" --calibrate none --force
 
 step "3. Compress it 10:1 as well"
 show compress "$source" -o "$small" --ratio 10 --force

@@ -26,7 +26,7 @@ def tiny_checkpoint(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_path(folder: Path, tiny_checkpoint: Path) -> Path:
     path = folder / "tiny.upg"
-    upg.compress(tiny_checkpoint, path, bits=8.9, progress=False)
+    upg.compress(tiny_checkpoint, path, bits=8.9, calibrate=None, progress=False)
     return path
 
 
@@ -46,7 +46,7 @@ def checkpoint() -> Path:
 def path(folder: Path, checkpoint: Path) -> Path:
     """SmolLM2 at 5 bits a weight: made once."""
     path = folder / "smollm2.upg"
-    upg.compress(checkpoint, path, bits=5, progress=False)
+    upg.compress(checkpoint, path, bits=5, calibrate=None, progress=False)
     return path
 
 

@@ -55,8 +55,8 @@ def test_compressing_tells_its_progress_and_its_result(tiny_checkpoint: Path, tm
 
 def test_compressing_is_the_commands(tiny_checkpoint: Path, tmp_path: Path, command: Command) -> None:
     mine, theirs = tmp_path / "mine.upg", tmp_path / "theirs.upg"
-    upg.compress(tiny_checkpoint, mine, size="0.1MiB", seed=3, threads=1, progress=False)
-    done = command("compress", tiny_checkpoint, "-o", theirs, "--size", "0.1MiB", "--seed", 3)
+    upg.compress(tiny_checkpoint, mine, size="0.1MiB", calibrate=None, seed=3, threads=1, progress=False)
+    done = command("compress", tiny_checkpoint, "-o", theirs, "--size", "0.1MiB", "--seed", 3, "--calibrate", "none")
     assert done.returncode == 0, done.stderr
     assert mine.read_bytes() == theirs.read_bytes()
 

@@ -21,8 +21,9 @@ def compress(
     ratio: float | None = None,
     bits: float | None = None,
     size: int | str | None = None,
-    calibrate: Path | Sequence[Path] = (),
+    calibrate: Path | Sequence[Path] | None = (),
     calibration_tokens: int | None = None,
+    memory: int | str | None = None,
     plan: Path | None = None,
     seed: int | None = None,
     force: bool = False,
@@ -39,8 +40,10 @@ def compress(
         ratio: Times smaller than all parameters in 32-bit floats. Without ``bits`` and ``size``: 10.
         bits: Bits a weight, the whole file counted.
         size: Bytes of the file, or a text such as ``"5.5GiB"``.
-        calibrate: UTF-8 text files to round by: closer to the checkpoint, but much slower.
+        calibrate: UTF-8 text files to round by. Without any, the model writes a text itself (a repository on the hub is then
+            rounded to the nearest code); ``None``: the nearest code, quickly.
         calibration_tokens: Tokens of those texts, shared out over them; 16,384 unless told otherwise.
+        memory: What calibration may take, in bytes or as ``"6GiB"``: less of the text is used where it needs more.
         plan: A JSON file that says how each tensor is stored, as ``upg compress --save-plan`` writes it.
         seed: Seed of the rotation's signs; 0 unless told otherwise.
         force: Overwrites ``output`` where it exists.
@@ -55,16 +58,18 @@ def compress(
         OptionError: Sizes that no file can have, several of them, an ``output`` that exists.
         ModelError: A checkpoint that is damaged, of an unknown kind, or has numbers that are none.
 
-    >>> upg.compress(checkpoint, "small.upg", bits=9, progress=False)["bits_per_weight"] <= 9
+    >>> upg.compress(checkpoint, "small.upg", bits=9, calibrate=None, progress=False)["bits_per_weight"] <= 9
     True
     """
     if not force and os.path.exists(output):
         raise OptionError(f"{os.fspath(output)} exists: pass force=True to overwrite it, or choose another file")
+    if calibrate is None:
+        calibrate = "none"
     texts = [calibrate] if isinstance(calibrate, (str, os.PathLike)) else list(calibrate)
     args = ["compress", f"--output={os.fspath(output)}", "--json"]
     args += _options(ratio=ratio, bits=bits, size=size, plan=plan, seed=seed, threads=threads, force=force)
     args += [f"--calibrate={os.fspath(text)}" for text in texts]
-    args += _options(tokens=calibration_tokens)
+    args += _options(tokens=calibration_tokens, memory=memory)
     return cast("dict[str, Any]", _call([*args, "--", os.fspath(source)], progress))
 
 

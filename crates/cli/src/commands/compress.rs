@@ -1,6 +1,7 @@
 //! `upg compress`: a checkpoint to a `.upg`.
 
 mod calibration;
+mod own;
 mod progress;
 mod remote;
 
@@ -9,11 +10,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueHint};
 use serde_json::json;
-use upg_checkpoint::Checkpoint;
-use upg_compress::{CompressError, Options, Report, Target, compress};
+use upg_compress::{CompressError, Options, Report, Sensitivities, Target, compress, plan::allocate};
 use upg_format::RotationConfig;
 
-use self::{calibration::CalibrationArgs, progress::Shown};
+use self::{
+    calibration::{CalibrationArgs, Subject},
+    progress::Shown,
+};
 use crate::{
     args::positive,
     exit::Interrupted,
@@ -39,6 +42,7 @@ Examples:
   upg compress model.gguf -o model.upg --bits 4.25
   upg compress phi-4/ -o phi-4.upg --size 6GiB
   upg compress model.gguf -o model.upg --calibrate text.txt
+  upg compress model.gguf -o model.upg --calibrate none        # quickly
   upg compress model.gguf -o model.upg --save-plan plan.json   # edit it, then
   upg compress model.gguf -o model.upg --plan plan.json --force")]
 pub struct CompressArgs {
@@ -108,11 +112,17 @@ impl CompressArgs {
         self.sized().unwrap_or(Target::Ratio(1.0))
     }
 
-    fn options(&self, checkpoint: &dyn Checkpoint) -> anyhow::Result<Options> {
+    fn options(&self, subject: &Subject<'_>) -> anyhow::Result<Options> {
         let plan = self.plan.as_deref().map(|path| read_capped(path, MAX_PLAN)).transpose()?;
         let rotation = (!self.no_rotate).then_some(RotationConfig { seed: self.seed });
-        let calibration = self.calibration.read(checkpoint)?;
-        Ok(Options { rotation, plan, calibration, ..Options::default() })
+        // What is quick to refuse comes before the text.
+        let (config, beside) =
+            (subject.checkpoint.config(), subject.checkpoint.tokenizer_json().len() as u64);
+        if plan.is_none() {
+            allocate(config, &Sensitivities::prior(config), self.target(), beside)?;
+        }
+        let calibration = self.calibration.read(subject)?;
+        Ok(Options { rotation, plan, calibration, memory: self.calibration.memory(), ..Options::default() })
     }
 }
 
@@ -129,11 +139,22 @@ pub fn run(args: CompressArgs, printer: &Printer) -> anyhow::Result<()> {
         Err(_) if interrupt.raised() => return Err(Interrupted(CompressError::Cancelled.to_string()).into()),
         opened => opened.with_context(|| format!("cannot open the checkpoint {source}"))?,
     };
-    let options = args.options(checkpoint.as_ref())?;
     // 0: one a core.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0)).build();
     let pool = pool.context("cannot start the threads: ask for fewer with --threads")?;
     printer.note(format_args!("{source}: {}", checkpoint.describe()));
+    let subject = Subject {
+        checkpoint: checkpoint.as_ref(),
+        local: working.is_local(),
+        out: &args.output,
+        threads: args.threads,
+        printer,
+        interrupt: &interrupt,
+    };
+    let options = match pool.install(|| args.options(&subject)) {
+        Err(_) if interrupt.raised() => return Err(Interrupted(CompressError::Cancelled.to_string()).into()),
+        options => options?,
+    };
     let shown = Shown::new(printer, args.save_plan.clone());
     let result = pool.install(|| {
         compress(checkpoint.as_ref(), &args.output, args.target(), &options, &shown, interrupt.flag())
@@ -145,6 +166,7 @@ pub fn run(args: CompressArgs, printer: &Printer) -> anyhow::Result<()> {
     };
     drop(checkpoint);
     working.remove()?;
+    own::remove_text(&args.output);
     if args.json {
         return printer.json(&json!({
             "file": args.output,

@@ -14,6 +14,9 @@ use crate::{
     units::{bytes, count, table},
 };
 
+/// Steps of the bar that measuring gets.
+const PERMILLE: u64 = 1000;
+
 /// Prints the plan, then a progress bar.
 pub struct Shown<'a> {
     printer: &'a Printer,
@@ -23,6 +26,7 @@ pub struct Shown<'a> {
 
 #[derive(Default)]
 struct State {
+    measuring: Option<printer::Progress>,
     bar: Option<printer::Progress>,
     /// Why the plan could not be saved.
     error: Option<anyhow::Error>,
@@ -51,6 +55,7 @@ impl Progress for Shown<'_> {
         self.printer.note(plan_text(plan, memory));
         let weights = plan.tensors().iter().map(|tensor| tensor.weights()).sum();
         let mut state = self.state();
+        state.measuring = None;
         state.bar = Some(self.printer.progress("Compressing", weights));
         if let Some(path) = &self.save_plan {
             let saved = std::fs::write(path, plan.to_json() + "\n");
@@ -62,6 +67,19 @@ impl Progress for Shown<'_> {
 
     fn message(&self, text: &str) {
         self.printer.detail(text);
+    }
+
+    fn measuring(&self, done: f64) {
+        let mut state = self.state();
+        let bar = state.measuring.get_or_insert_with(|| self.printer.progress("Measuring", PERMILLE));
+        bar.set((done * PERMILLE as f64) as u64);
+    }
+
+    fn calibrated(&self, name: TensorName, damping: Option<f64>, relative: f64) {
+        let how = damping.map_or("no feedback".to_owned(), |damping| format!("damping {damping}"));
+        self.printer.detail(format_args!(
+            "{name}: {how}, error on text held out {relative:.3} of the nearest code's"
+        ));
     }
 
     fn started(&self, name: TensorName, encoding: Encoding, _weights: u64) {

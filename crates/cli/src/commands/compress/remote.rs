@@ -25,6 +25,11 @@ const SCHEME: &str = "hf:";
 pub struct Working(Option<PathBuf>);
 
 impl Working {
+    /// Whether there is none: the checkpoint is on this machine.
+    pub fn is_local(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Removes it: all is done.
     pub fn remove(self) -> anyhow::Result<()> {
         let Some(folder) = self.0 else { return Ok(()) };
