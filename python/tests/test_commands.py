@@ -46,7 +46,11 @@ def test_a_checkpoint_can_be_inspected(tiny_checkpoint: Path) -> None:
 def test_compressing_tells_its_progress_and_its_result(tiny_checkpoint: Path, tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     out = tmp_path / "out.upg"
-    report = upg.compress(tiny_checkpoint, out, bits=9, progress=lambda what, done: told.append((what, done)))
+
+    def progress(what: str, done: float) -> None:
+        told.append((what, done))
+
+    report = upg.compress(tiny_checkpoint, out, bits=9, calibrate=None, progress=progress)
     assert report["file_bytes"] == out.stat().st_size
     assert report["bits_per_weight"] <= 9
     assert told[-1] == ("Compressing", 1.0)
@@ -66,7 +70,7 @@ def test_an_exception_in_the_progress_stops_the_compression(tiny_checkpoint: Pat
         raise ZeroDivisionError(what)
 
     with pytest.raises(ZeroDivisionError, match="Compressing"):
-        upg.compress(tiny_checkpoint, tmp_path / "out.upg", bits=9, progress=fail)
+        upg.compress(tiny_checkpoint, tmp_path / "out.upg", bits=9, calibrate=None, progress=fail)
 
 
 def test_what_exists_is_not_overwritten_by_accident(tiny_checkpoint: Path, tmp_path: Path) -> None:
