@@ -43,6 +43,6 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L $root -E L
 # Another compiler's artefacts would be built anew each time if they shared a folder with the usual ones.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/aarch64
 # The machine's own tests run whole models under every instruction set: minutes each for the emulator. Its kernels' are
-# those of the library.
-"${CARGO:-cargo}" test --locked --target "$triple" -p upg-codec "$@"
+# those of the library. (The documentation's examples would want this compiler's rustdoc.)
+"${CARGO:-cargo}" test --locked --target "$triple" -p upg-codec --lib --tests "$@"
 exec "${CARGO:-cargo}" test --locked --target "$triple" -p upg-cpu --lib "$@"
