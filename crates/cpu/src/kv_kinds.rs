@@ -45,9 +45,22 @@ fn wide<T>(codes: &[T], start: usize) -> &[T; WIDE] {
 }
 
 /// The rows of a pair of dimensions where each dimension has its own.
+///
+/// (Neither here nor below `map`: it is not inlined into code for an instruction set, and would run as plain code.)
 #[inline(always)]
 fn rows<T>(codes: &[T], pair: usize, block: usize) -> [&[T; WIDE]; 2] {
-    [0, 1].map(|i| wide(codes, (2 * pair + i) * PAGE_TOKENS + block * WIDE))
+    let row = 2 * pair * PAGE_TOKENS + block * WIDE;
+    [wide(codes, row), wide(codes, row + PAGE_TOKENS)]
+}
+
+/// 8-bit integers as f32.
+#[inline(always)]
+fn floats(x: &[i8; WIDE]) -> [f32; WIDE] {
+    let mut wide = [0.0; WIDE];
+    for (wide, x) in wide.iter_mut().zip(x) {
+        *wide = f32::from(*x);
+    }
+    wide
 }
 
 /// Applies `narrow` to a block; what lies past its end is zero.
@@ -72,7 +85,8 @@ impl Kind for f32 {
 
     #[inline(always)]
     fn keys(codes: &[f32], pair: usize, block: usize) -> [[f32; WIDE]; 2] {
-        rows(codes, pair, block).map(|row| *row)
+        let [a, b] = rows(codes, pair, block);
+        [*a, *b]
     }
 
     #[inline(always)]
@@ -97,7 +111,8 @@ impl Kind for f16 {
 
     #[inline(always)]
     fn keys(codes: &[f16], pair: usize, block: usize) -> [[f32; WIDE]; 2] {
-        rows(codes, pair, block).map(widen)
+        let [a, b] = rows(codes, pair, block);
+        [widen(a), widen(b)]
     }
 
     #[inline(always)]
@@ -140,12 +155,13 @@ impl Kind for Q8 {
 
     #[inline(always)]
     fn keys(codes: &[i8], pair: usize, block: usize) -> [[f32; WIDE]; 2] {
-        rows(codes, pair, block).map(|row| row.map(f32::from))
+        let [a, b] = rows(codes, pair, block);
+        [floats(a), floats(b)]
     }
 
     #[inline(always)]
     fn values(codes: &[i8], i: usize) -> [f32; WIDE] {
-        wide(codes, i * WIDE).map(f32::from)
+        floats(wide(codes, i * WIDE))
     }
 }
 
