@@ -111,7 +111,7 @@ fn attend_heads<K: Kind, const Q: usize>(
     }
 }
 
-/// `q · k` of the vectors of tokens that overlap `visible`.
+/// `q · k` of the vectors of tokens that overlap `visible`, a block of dimensions after the other; `scores` is zero before.
 #[inline(always)]
 fn scores<K: Kind, const Q: usize>(
     queries: &[f32],
@@ -120,46 +120,51 @@ fn scores<K: Kind, const Q: usize>(
     visible: &Range<usize>,
     scores: &mut [[f32; PAGE_TOKENS]; Q],
 ) {
-    let pairs = dim.div_ceil(2);
-    let step = if K::SCALED { BLOCK / 2 } else { pairs };
-    for block in visible.start / WIDE..visible.end.div_ceil(WIDE) {
-        let mut totals = [[0.0f32; WIDE]; Q];
-        for first in (0..pairs).step_by(step) {
-            let pairs = first..pairs.min(first + step);
-            let mut sums = products::<K, Q>(queries, dim, page.keys, pairs, block);
+    let (scales, _) = page.key_scales.as_chunks::<WIDE>();
+    for first in (0..dim).step_by(BLOCK) {
+        let queries = query_block::<Q>(queries, dim, first);
+        let pairs = BLOCK.min(dim - first).div_ceil(2);
+        for vector in visible.start / WIDE..visible.end.div_ceil(WIDE) {
+            let mut sums = products::<K, Q>(&queries[..pairs], page.keys, first / 2, vector);
             if K::SCALED {
-                let (scales, _) = page.key_scales.as_chunks::<WIDE>();
-                let scales = widen(&scales[first / step * (PAGE_TOKENS / WIDE) + block]);
+                let scales = widen(&scales[first / BLOCK * (PAGE_TOKENS / WIDE) + vector]);
                 for sums in &mut sums {
                     sums.iter_mut().zip(&scales).for_each(|(sum, scale)| *sum *= scale);
                 }
             }
-            for (totals, sums) in totals.iter_mut().zip(&sums) {
-                totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            for (scores, sums) in scores.iter_mut().zip(&sums) {
+                let (vectors, _) = scores.as_chunks_mut::<WIDE>();
+                vectors[vector].iter_mut().zip(sums).for_each(|(score, sum)| *score += sum);
             }
-        }
-        for (scores, totals) in scores.iter_mut().zip(&totals) {
-            scores[block * WIDE..][..WIDE].copy_from_slice(totals);
         }
     }
 }
 
-/// `q · k`, not yet scaled, over some pairs of dimensions, for one vector of tokens.
+/// Dimensions `first..` of the queries, in pairs, so that those of all heads lie side by side; zero past the last
+/// dimension.
+#[inline(always)]
+fn query_block<const Q: usize>(queries: &[f32], dim: usize, first: usize) -> [[[f32; Q]; 2]; BLOCK / 2] {
+    let mut block = [[[0.0; Q]; 2]; BLOCK / 2];
+    for (h, query) in queries.chunks_exact(dim).enumerate() {
+        for (to, from) in block.as_flattened_mut().iter_mut().zip(&query[first..]) {
+            to[h] = *from;
+        }
+    }
+    block
+}
+
+/// `q · k`, not yet scaled, over some pairs of dimensions, of which the key's first is `first`, for one vector of tokens.
 #[inline(always)]
 fn products<K: Kind, const Q: usize>(
-    queries: &[f32],
-    dim: usize,
+    queries: &[[[f32; Q]; 2]],
     keys: &[K::Code],
-    pairs: Range<usize>,
-    block: usize,
+    first: usize,
+    vector: usize,
 ) -> [[f32; WIDE]; Q] {
     let mut sums = [[0.0f32; WIDE]; Q];
-    for pair in pairs {
-        for (i, key) in K::keys(keys, pair, block).iter().enumerate() {
-            let d = 2 * pair + i;
-            for (h, sums) in sums.iter_mut().enumerate() {
-                // An odd head's last pair has one dimension.
-                let q = if d < dim { queries[h * dim + d] } else { 0.0 };
+    for (pair, queries) in queries.iter().enumerate() {
+        for (query, key) in queries.iter().zip(&K::keys(keys, first + pair, vector)) {
+            for (sums, q) in sums.iter_mut().zip(query) {
                 for (sum, key) in sums.iter_mut().zip(key) {
                     *sum += q * key;
                 }
