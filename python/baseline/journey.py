@@ -188,7 +188,11 @@ def main() -> None:
     parser.add_argument("--upg", default="target/release/upg", help="the upg command (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/journey"), help="the folder (default: %(default)s)")
     parser.add_argument("--reps", type=int, default=3, help="times that each is timed (default: %(default)s)")
+    parser.add_argument("--only-python", action="store_true", help="time Python alone, and print that as JSON")
     args = parser.parse_args()
+    if args.only_python:
+        print(json.dumps(asdict(python_row(args.reps))))
+        return
     if not Path(args.upg).exists():
         parser.error(f"{args.upg} is missing: run `make build`, or name another with --upg")
 

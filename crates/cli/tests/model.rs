@@ -213,9 +213,11 @@ fn the_wgpu_machine_says_what_the_reference_machine_says() {
 
 #[test]
 fn a_benchmark_gives_speed_and_what_limits_it() {
-    let args = ["bench", "model.upg", "-p", "8", "-n", "4", "-r", "1"];
+    let args = ["bench", "model.upg", "-p", "8,2", "-n", "4", "-d", "0,8", "-r", "1"];
     let table = stdout(COMPRESSED.folder(), &args);
-    assert!(table.contains("pp8") && table.contains("tg4") && table.contains("± 0.00"), "{table}");
+    for test in ["pp8 ", "pp2 ", "tg4 ", "pp8 @ d8", "pp2 @ d8", "tg4 @ d8", "± 0.00"] {
+        assert!(table.contains(test), "{test}: {table}");
+    }
     let report = json(&[&args[..], &["-o", "json"]].concat());
     for key in ["decode_tok_s", "prefill_tok_s", "read_gb_s", "decode_gb_s", "percent_of_limit"] {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");

@@ -67,10 +67,9 @@ pub(crate) fn multiply(
     debug_assert!(rows.start.is_multiple_of(matrix.layout.tile_rows()) && rows.end <= matrix.rows);
     match (isa, matrix.layout) {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        (Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot, Layout::LanePlanar) => match tokens {
-            [token] => planar_products::single(isa, matrix, rows, token, y),
-            tokens => planar_products::several(isa, matrix, rows, tokens, y, &mut scratch.planar),
-        },
+        (Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot, Layout::LanePlanar) => {
+            planar_products::multiply(isa, matrix, rows, tokens, y, &mut scratch.planar);
+        }
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512, Layout::Spread) => match tokens.len() {
             // Decoding in registers once more costs less than turning decoded rows into lanes.
@@ -95,17 +94,17 @@ pub(crate) fn row_sums(matrix: &T8) -> Vec<i32> {
     }
 }
 
-/// Calls a function that is generic over the bits a weight.
+/// Calls a function that is generic over the bits a weight (and, maybe, the number of tokens).
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! for_bits {
-    ($bits:expr, $($function:ident)::+ ($($arg:expr),* $(,)?)) => {
+    ($bits:expr, $($function:ident)::+ $(::<$tokens:ident>)? ($($arg:expr),* $(,)?)) => {
         match $bits {
-            upg_codec::Bits::B2 => $($function)::+::<2>($($arg),*),
-            upg_codec::Bits::B3 => $($function)::+::<3>($($arg),*),
-            upg_codec::Bits::B4 => $($function)::+::<4>($($arg),*),
-            upg_codec::Bits::B5 => $($function)::+::<5>($($arg),*),
-            upg_codec::Bits::B6 => $($function)::+::<6>($($arg),*),
-            upg_codec::Bits::B8 => $($function)::+::<8>($($arg),*),
+            upg_codec::Bits::B2 => $($function)::+::<2 $(, $tokens)?>($($arg),*),
+            upg_codec::Bits::B3 => $($function)::+::<3 $(, $tokens)?>($($arg),*),
+            upg_codec::Bits::B4 => $($function)::+::<4 $(, $tokens)?>($($arg),*),
+            upg_codec::Bits::B5 => $($function)::+::<5 $(, $tokens)?>($($arg),*),
+            upg_codec::Bits::B6 => $($function)::+::<6 $(, $tokens)?>($($arg),*),
+            upg_codec::Bits::B8 => $($function)::+::<8 $(, $tokens)?>($($arg),*),
         }
     };
 }

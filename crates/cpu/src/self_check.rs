@@ -18,13 +18,13 @@ use crate::{
 /// Rows and columns that leave every layout's last tile partly empty.
 const SHAPE: [usize; 2] = [21, 11 * 32];
 
-/// Holds every product of a path (each code, one token and several) to the scalar path's bits.
+/// Holds every product of a path (each code; as many tokens as kernels of their own are for, and more) to the scalar path's bits.
 ///
 /// # Errors
 /// [`MachineError::Device`] where they differ.
 pub(crate) fn check(isa: Isa) -> Result<(), MachineError> {
     for bits in Bits::ALL {
-        for tokens in [1, 5] {
+        for tokens in 1..=5 {
             if product(isa, bits, tokens)? != product(Isa::Scalar, bits, tokens)? {
                 return Err(MachineError::Device(format!(
                     "the {} kernels give wrong products on this processor ({} bits, {tokens} tokens): set UPG_ISA to \

@@ -1,12 +1,13 @@
 //! Synthetic weights: random T8 codes in the exact shapes of a real model, for measuring speed where the model
 //! itself is not at hand, and small ones for the conformance suite.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, path::Path};
 
 use half::f16;
 use upg_codec::Bits;
 use upg_format::{
-    Architecture, Encoding, ModelConfig, RopeConfig, RopeScaling, RotationConfig, TensorKind, TensorName,
+    Architecture, Encoding, FormatError, Header, ModelConfig, Provenance, RopeConfig, RopeScaling,
+    RotationConfig, Section, TensorKind, TensorName, TextConfig, UpgWriter,
 };
 
 use crate::{Tensor, Weights, WeightsError, rotation::SplitMix64};
@@ -32,6 +33,17 @@ pub struct Synthetic {
 #[error("no synthetic model is called {0:?}: use one of {names}", names = names().collect::<Vec<_>>().join(", "))]
 pub struct UnknownPreset(pub String);
 
+/// Why [`Synthetic::save`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The file.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A tensor.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
 impl Synthetic {
     /// Weights of a model of this configuration.
     pub fn new(config: ModelConfig, plan: Plan, seed: u64) -> Self {
@@ -51,6 +63,36 @@ impl Synthetic {
             self.encoding(name).length(shape).unwrap_or(u64::MAX)
         };
         tensors.map(length).fold(0, u64::saturating_add)
+    }
+
+    /// Writes the model to a `.upg` file without a vocabulary; returns its length in bytes.
+    ///
+    /// # Errors
+    /// A shape that T8 cannot store; I/O.
+    pub fn save(&self, path: &Path) -> Result<u64, SaveError> {
+        let plan: Vec<_> =
+            TensorName::of_upg(&self.config).into_iter().map(|n| (n, self.encoding(n))).collect();
+        let header = Header {
+            config: self.config.clone(),
+            text: TextConfig::default(),
+            provenance: Provenance { tool: "synthetic".into(), ..Provenance::default() },
+        };
+        let mut writer = UpgWriter::create_or_resume(path, &header, b"{}", &plan)?;
+        for (name, _) in plan {
+            match self.tensor(name)? {
+                Tensor::T8 { scales, codes, .. } => {
+                    let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+                    writer.write(name, Section::Scales, 0, &scales)?;
+                    writer.write(name, Section::Codes, 0, &codes)?;
+                }
+                Tensor::F32 { data, .. } => {
+                    let data: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    writer.write(name, Section::Plain, 0, &data)?;
+                }
+            }
+            writer.finish_tensor(name, None)?;
+        }
+        Ok(writer.finish()?)
     }
 
     /// A generator of its own for each tensor: tensors do not depend on the order in which they are asked for.

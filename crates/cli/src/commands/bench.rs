@@ -1,9 +1,13 @@
 //! `upg bench`: how fast a model runs, beside how fast the machine could read it.
 
 mod measure;
+mod python;
 mod report;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum, ValueHint};
@@ -13,7 +17,8 @@ use upg_format::{ModelConfig, TensorName};
 use upg_pdvm::{Machine, MachineOptions, UpgWeights, Weights, synthetic};
 
 use self::{
-    measure::{Tests, measure, total_tokens},
+    measure::{Tests, measure},
+    python::PythonTimes,
     report::Report,
 };
 use crate::{
@@ -41,6 +46,8 @@ const MAX_BATCH: usize = 512;
 Examples:
   upg bench model.upg
   upg bench model.upg -p 64 -n 32 -r 5
+  upg bench model.upg -p 1,2,4,8,16 -n 0      # what a batch costs
+  upg bench model.upg -p 0 -n 32 -d 0,4096    # a short and a long context
   upg bench --synthetic phi-4                 # needs 7 GB of memory
   upg bench --synthetic phi-4 --layers 8      # a fifth of it, and says so
   upg bench model.upg -o json")]
@@ -54,18 +61,21 @@ pub struct BenchArgs {
     /// Only the first N layers of the synthetic model; the result is that of the smaller model
     #[arg(long, value_name = "N", value_parser = positive, requires = "synthetic")]
     layers: Option<usize>,
-    /// Tokens of the prompt; 0: no such test
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
-    prompt: usize,
-    /// Tokens to generate; 0: no such test
-    #[arg(short = 'n', long = "gen", value_name = "N", default_value_t = 128)]
-    generate: usize,
-    /// Tokens that are in the context before each test
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    depth: usize,
+    /// Tokens of the prompt; 0: no such test; several numbers, as in 1,8,512: a test each
+    #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    prompt: Vec<usize>,
+    /// Tokens to generate; 0: no such test; several: a test each
+    #[arg(short = 'n', long = "gen", value_name = "N", value_delimiter = ',', default_value = "128")]
+    generate: Vec<usize>,
+    /// Tokens that are in the context before a test; several: every test at each
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
     /// Times that each test is run; the median is reported
     #[arg(short, long, value_name = "N", default_value = "3", value_parser = positive)]
     reps: usize,
+    /// Time the same decoding in NumPy as well (in UPG's source folder, for phi-4)
+    #[arg(long, requires = "synthetic")]
+    against_python: bool,
     /// How to print the result
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Output,
@@ -82,6 +92,17 @@ enum Output {
     Json,
 }
 
+impl BenchArgs {
+    fn tests(&self) -> Tests {
+        Tests {
+            prompts: self.prompt.clone(),
+            generations: self.generate.clone(),
+            depths: self.depth.clone(),
+            reps: self.reps,
+        }
+    }
+}
+
 /// What is measured.
 struct Subject {
     name: String,
@@ -94,9 +115,10 @@ struct Subject {
 
 /// Measures and prints.
 pub fn run(args: BenchArgs, printer: &Printer) -> anyhow::Result<()> {
-    ensure!(args.prompt + args.generate > 0, "there is nothing to measure: give -p or -n");
+    ensure!(!args.tests().is_empty(), "there is nothing to measure: give -p or -n");
     let interrupt = printer.interrupt()?;
-    let report = match (&args.synthetic, &args.model) {
+    let python = args.against_python.then(|| time_python(&args, printer)).transpose()?;
+    let mut report = match (&args.synthetic, &args.model) {
         (Some(name), _) => bench_synthetic(name, &args, &interrupt, printer),
         (None, Some(model)) => bench_model(model, &args, &interrupt, printer),
         (None, None) => bail!("there is nothing to measure: give a MODEL or --synthetic"),
@@ -105,10 +127,19 @@ pub fn run(args: BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         true => Interrupted("interrupted: nothing was measured".into()).into(),
         false => error,
     })?;
+    if let Some(python) = python {
+        report.compare(python);
+    }
     match args.output {
         Output::Json => printer.json(&report),
         Output::Md => Ok(printer.answer(report.text())?),
     }
+}
+
+fn time_python(args: &BenchArgs, printer: &Printer) -> anyhow::Result<PythonTimes> {
+    ensure!(args.synthetic.as_deref() == Some("phi-4"), "--against-python has phi-4's shapes only");
+    printer.note("timing the same in Python, one layer and the head");
+    PythonTimes::measure(args.reps)
 }
 
 fn bench_synthetic(
@@ -168,11 +199,14 @@ fn bench(
     interrupt: &Interrupt,
     printer: &Printer,
 ) -> anyhow::Result<Report> {
-    let tests = Tests { prompt: args.prompt, generate: args.generate, depth: args.depth, reps: args.reps };
+    let tests = args.tests();
     // Before the model takes its memory.
     let limits = device::limits(&args.device.device, args.device.threads)?;
     forget_peak_memory();
-    let mut machine = make(weights, tests, args, printer)?;
+    let started = Instant::now();
+    let mut machine = make(weights, &tests, args, printer)?;
+    // Synthetic weights are made, not loaded.
+    let load = args.model.as_ref().map(|_| started.elapsed());
     let info = machine.info();
     printer.note(format_args!(
         "{}: {} on {} ({})",
@@ -181,19 +215,19 @@ fn bench(
         info.name,
         info.detail
     ));
-    let mut progress = printer.progress("Measuring", total_tokens(tests));
-    let measured = measure(machine.as_mut(), tests, SEED, interrupt, &mut progress)?;
+    let mut progress = printer.progress("Measuring", tests.total_tokens());
+    let measured = measure(machine.as_mut(), &tests, SEED, interrupt, &mut progress)?;
     drop(progress);
-    Ok(Report::new(&subject, tests, measured, limits, machine.as_ref()))
+    Ok(Report::new(&subject, &tests, (load, measured), limits, machine.as_ref()))
 }
 
 fn make(
     weights: &dyn Weights,
-    tests: Tests,
+    tests: &Tests,
     args: &BenchArgs,
     printer: &Printer,
 ) -> anyhow::Result<Box<dyn Machine>> {
-    let context = tests.depth + tests.prompt.max(tests.generate).max(1);
+    let context = tests.context();
     let longest = weights.config().context;
     ensure!(
         context <= longest,

@@ -5,46 +5,46 @@ use std::arch::x86_64::*;
 use super::{planar::*, planar_x86::*};
 use crate::quantize::{CHUNK, Quantized};
 
-/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's lifted activations.
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with the lifted activations of each of `T`
+/// tokens.
 ///
 /// A pair of `vpmaddubsw` is at most 2 · 63 · 127, so 16 bits hold those of two steps. Rows of up to 2^18 columns add at
 /// most 2^15 times twice that to a sum of 32 bits: it stays below 2^31.
 ///
 /// # Safety
-/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
+/// `tiles` points to `chunks` tiles of `K` bits a weight, and the tokens have as many chunks.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn gemv<const K: usize>(
+pub(super) unsafe fn gemv<const K: usize, const T: usize>(
     mut tiles: *const u8,
     chunks: usize,
-    token: &Quantized,
+    tokens: [&Quantized; T],
     tables: &Tables,
-) -> RowSums {
-    let mut planes = [token.high.as_ptr(), token.low.as_ptr()];
-    let mut sums = [_mm256_setzero_si256(); 2];
+) -> [RowSums; T] {
+    let mut planes = tokens.map(|token| [token.high.as_ptr(), token.low.as_ptr()]);
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
     for _ in 0..chunks {
         // SAFETY: the caller's tiles and activations, a chunk at a time.
         unsafe {
             super::prefetch::<K>(tiles);
-            macro_rules! products {
-                ($i:literal) => {{
-                    let weights = weights!(tiles, K, $i, tables);
-                    planes.map(|plane| _mm256_maddubs_epi16(broadcast!(plane.add(4 * $i)), weights))
-                }};
-            }
             macro_rules! steps {
                 ($i:literal, $j:literal) => {
-                    let first = products!($i).map(|products| in_order(products));
-                    let second = products!($j);
-                    for plane in 0..2 {
-                        let pairs = _mm256_add_epi16(first[plane], second[plane]);
-                        let pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                        sums[plane] = in_order(_mm256_add_epi32(sums[plane], pairs));
+                    let first = weights!(tiles, K, $i, tables);
+                    let second = weights!(tiles, K, $j, tables);
+                    for (sums, planes) in sums.iter_mut().zip(&planes) {
+                        for (sum, plane) in sums.iter_mut().zip(planes) {
+                            let pairs = _mm256_add_epi16(
+                                _mm256_maddubs_epi16(broadcast!(plane.add(4 * $i)), first),
+                                _mm256_maddubs_epi16(broadcast!(plane.add(4 * $j)), second),
+                            );
+                            let pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                            *sum = in_order(_mm256_add_epi32(*sum, pairs));
+                        }
                     }
                 };
             }
             each_two_weights!(steps);
             tiles = tiles.add(VECTOR * 4 * K);
-            planes = planes.map(|plane| plane.add(CHUNK));
+            planes = planes.map(|planes| planes.map(|plane| plane.add(CHUNK)));
         }
     }
     join(sums)

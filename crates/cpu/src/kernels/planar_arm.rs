@@ -14,6 +14,9 @@ use crate::{
     quantize::{CHUNK, PLANES, Quantized},
 };
 
+/// The most tokens that [`gemv`] takes.
+pub(super) const FEW: usize = 1;
+
 /// The most tokens whose sums the registers hold (with dot products: see [`multiply`]).
 pub(super) const MAX_TOKENS: usize = 5;
 
@@ -37,26 +40,26 @@ pub(super) fn chunk_steps(_isa: Isa) -> usize {
     32
 }
 
-/// Sums of the products of eight rows with one token's activations.
+/// Sums of the products of eight rows with the activations of each of `T` tokens, one after the other.
 ///
 /// # Safety
-/// `tiles` points to `chunks` tiles of `bits` bits a weight, one after the other, `token` has as many chunks, and the
+/// `tiles` points to `chunks` tiles of `bits` bits a weight, one after the other, the tokens have as many chunks, and the
 /// processor has `isa`.
-pub(super) unsafe fn gemv(
+pub(super) unsafe fn gemv<const T: usize>(
     isa: Isa,
     bits: Bits,
     tiles: *const u8,
     chunks: usize,
-    token: &Quantized,
+    tokens: [&Quantized; T],
     tables: &Tables,
-) -> RowSums {
+) -> [RowSums; T] {
     // SAFETY: the caller's.
-    unsafe {
+    tokens.map(|token| unsafe {
         match isa {
             Isa::NeonDot => for_bits!(bits, neon_dot::gemv(tiles, chunks, token, tables)),
             _ => for_bits!(bits, neon_plain::gemv(tiles, chunks, token, tables)),
         }
-    }
+    })
 }
 
 /// Decodes a tile for [`multiply`]: [`chunk_steps`] steps, [`STEP`] bytes apart.

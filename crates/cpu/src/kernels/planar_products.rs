@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use upg_codec::Isa;
 
-use self::arch::MAX_TOKENS;
+use self::arch::{FEW, MAX_TOKENS};
 #[cfg(target_arch = "aarch64")]
 use super::planar_arm as arch;
 #[cfg(target_arch = "x86_64")]
@@ -63,25 +63,52 @@ fn tile_bytes(matrix: &T8) -> usize {
     4 * matrix.bits.get() * VECTOR
 }
 
-/// One token: eight rows at a time, decoded in registers.
-pub(super) fn single(isa: Isa, matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut [f32]) {
-    let tables = tables(isa, matrix);
-    for (first, y) in rows.step_by(TILE_ROWS).zip(y.chunks_mut(TILE_ROWS)) {
-        let totals = totals(isa, matrix, first, token, &tables);
-        for ((row, y), total) in (first..).zip(y).zip(totals) {
-            *y = output(total - arch::surplus(isa, matrix, row, token), token.unit, matrix.scales[row]);
+/// Products with any number of tokens.
+pub(super) fn multiply(
+    isa: Isa,
+    matrix: &T8,
+    rows: Range<usize>,
+    tokens: &[Quantized],
+    y: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    match tokens {
+        [a] => few(isa, matrix, rows, [a], y),
+        [a, b] if FEW >= 2 => few(isa, matrix, rows, [a, b], y),
+        [a, b, c] if FEW >= 3 => few(isa, matrix, rows, [a, b, c], y),
+        tokens => several(isa, matrix, rows, tokens, y, buffers),
+    }
+}
+
+/// Few tokens: eight rows at a time, decoded in registers.
+fn few<const T: usize>(isa: Isa, matrix: &T8, rows: Range<usize>, tokens: [&Quantized; T], y: &mut [f32]) {
+    let (tables, width) = (tables(isa, matrix), rows.len());
+    for first in rows.clone().step_by(TILE_ROWS) {
+        let end = rows.end.min(first + TILE_ROWS);
+        let totals = totals(isa, matrix, first, tokens, &tables);
+        for ((token, totals), y) in tokens.iter().zip(totals).zip(y.chunks_exact_mut(width)) {
+            let y = &mut y[first - rows.start..end - rows.start];
+            for ((row, y), total) in (first..).zip(y).zip(totals) {
+                *y = output(total - arch::surplus(isa, matrix, row, token), token.unit, matrix.scales[row]);
+            }
         }
     }
 }
 
 /// What the kernel makes of the eight rows from `row` on.
-fn totals(isa: Isa, matrix: &T8, row: usize, token: &Quantized, tables: &Tables) -> RowSums {
+fn totals<const T: usize>(
+    isa: Isa,
+    matrix: &T8,
+    row: usize,
+    tokens: [&Quantized; T],
+    tables: &Tables,
+) -> [RowSums; T] {
     let (chunks, bytes) = (matrix.cols.div_ceil(CHUNK), tile_row_bytes(matrix));
-    check(isa, token, chunks);
+    tokens.iter().for_each(|token| check(isa, token, chunks));
     let tiles = matrix.codes[row / TILE_ROWS * bytes..][..bytes].as_ptr();
     // SAFETY: the slice holds the tiles of eight rows, the activations are counted, and an `Isa` is chosen only where
     // the processor has it.
-    unsafe { arch::gemv(isa, matrix.bits, tiles, chunks, token, tables) }
+    unsafe { arch::gemv(isa, matrix.bits, tiles, chunks, tokens, tables) }
 }
 
 /// The sum of each row's weights, those beyond its end included.
@@ -89,13 +116,13 @@ fn totals(isa: Isa, matrix: &T8, row: usize, token: &Quantized, tables: &Tables)
 pub(super) fn row_sums(matrix: &T8) -> Vec<i32> {
     let (ones, tables) = (Quantized::ones(matrix.cols), tables(Isa::Avx2, matrix));
     let tiles = (0..matrix.rows).step_by(TILE_ROWS);
-    let sums = tiles.flat_map(|row| totals(Isa::Avx2, matrix, row, &ones, &tables));
+    let sums = tiles.flat_map(|row| totals(Isa::Avx2, matrix, row, [&ones], &tables).into_iter().flatten());
     // A row has at most 2^18 columns.
     sums.take(matrix.rows).map(|sum| sum as i32).collect()
 }
 
 /// Several tokens: sixteen rows at a time, a span of columns decoded once and multiplied by every token.
-pub(super) fn several(
+fn several(
     isa: Isa,
     matrix: &T8,
     rows: Range<usize>,

@@ -15,7 +15,10 @@ use crate::{
     quantize::{CHUNK, LIFT, LOW_BITS, PLANES, Quantized},
 };
 
-/// The most tokens whose sums the registers hold.
+/// The most tokens that [`gemv`] takes: with four, decoding once for [`multiply`] is as fast.
+pub(super) const FEW: usize = 3;
+
+/// The most tokens that [`multiply`] takes: their sums stay in registers.
 pub(super) const MAX_TOKENS: usize = 6;
 
 /// What weights are offset by where an instruction wants them unsigned.
@@ -46,24 +49,24 @@ pub(super) fn chunk_steps(isa: Isa) -> usize {
     if isa == Isa::AvxVnni { 32 } else { 64 }
 }
 
-/// Sums of the products of eight rows with one token's activations.
+/// Sums of the products of eight rows with the activations of each of `T` tokens.
 ///
 /// # Safety
-/// `tiles` points to `chunks` tiles of `bits` bits a weight, one after the other, `token` has as many chunks, and the
+/// `tiles` points to `chunks` tiles of `bits` bits a weight, one after the other, the tokens have as many chunks, and the
 /// processor has `isa`.
-pub(super) unsafe fn gemv(
+pub(super) unsafe fn gemv<const T: usize>(
     isa: Isa,
     bits: Bits,
     tiles: *const u8,
     chunks: usize,
-    token: &Quantized,
+    tokens: [&Quantized; T],
     tables: &Tables,
-) -> RowSums {
+) -> [RowSums; T] {
     // SAFETY: the caller's.
     unsafe {
         match isa {
-            Isa::AvxVnni => for_bits!(bits, vnni::gemv(tiles, chunks, token, tables)),
-            _ => for_bits!(bits, avx2::gemv(tiles, chunks, token, tables)),
+            Isa::AvxVnni => for_bits!(bits, vnni::gemv::<T>(tiles, chunks, tokens, tables)),
+            _ => for_bits!(bits, avx2::gemv::<T>(tiles, chunks, tokens, tables)),
         }
     }
 }
@@ -194,9 +197,14 @@ pub(super) use {broadcast, each_two_weights, load, look_up, weights};
 /// The sums of products with values from those with their planes, in the order of rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn join(sums: [__m256i; 2]) -> RowSums {
-    let [high, low] = sums.map(|sums| lanes(sums));
-    std::array::from_fn(|row| (i64::from(high[row]) << LOW_BITS) + i64::from(low[row]))
+pub(super) fn join<const T: usize>(sums: [[__m256i; 2]; T]) -> [RowSums; T] {
+    let mut joined = [RowSums::default(); T];
+    for (joined, [high, low]) in joined.iter_mut().zip(sums) {
+        for ((sum, high), low) in joined.iter_mut().zip(lanes(high)).zip(lanes(low)) {
+            *sum = (i64::from(high) << LOW_BITS) + i64::from(low);
+        }
+    }
+    joined
 }
 
 /// The lanes of a vector.

@@ -6,37 +6,39 @@ use std::arch::x86_64::*;
 use super::{planar::*, planar_x86::*};
 use crate::quantize::{CHUNK, Quantized};
 
-/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations; weights are
-/// offset.
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with the activations of each of `T` tokens;
+/// weights are offset.
 ///
 /// A step adds at most 4 · 255 · 32 to a sum: those of rows of up to 2^18 columns stay below 2^31.
 ///
 /// # Safety
-/// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
+/// `tiles` points to `chunks` tiles of `K` bits a weight, and the tokens have as many chunks.
 #[target_feature(enable = "avx2,avxvnni")]
-pub(super) unsafe fn gemv<const K: usize>(
+pub(super) unsafe fn gemv<const K: usize, const T: usize>(
     mut tiles: *const u8,
     chunks: usize,
-    token: &Quantized,
+    tokens: [&Quantized; T],
     tables: &Tables,
-) -> RowSums {
-    let mut planes = [token.high.as_ptr(), token.low.as_ptr()];
-    let mut sums = [_mm256_setzero_si256(); 2];
-    for _ in 0..chunks {
+) -> [RowSums; T] {
+    let planes = tokens.map(|token| [token.high.as_ptr(), token.low.as_ptr()]);
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    for chunk in 0..chunks {
         // SAFETY: the caller's tiles and activations, a chunk at a time.
         unsafe {
             super::prefetch::<K>(tiles);
             macro_rules! step {
                 ($i:literal) => {
                     let weights = weights!(tiles, K, $i, tables);
-                    for (sums, plane) in sums.iter_mut().zip(planes) {
-                        *sums = _mm256_dpbusd_avx_epi32(*sums, weights, broadcast!(plane.add(4 * $i)));
+                    for (sums, planes) in sums.iter_mut().zip(&planes) {
+                        for (sum, plane) in sums.iter_mut().zip(planes) {
+                            let activations = broadcast!(plane.add(chunk * CHUNK + 4 * $i));
+                            *sum = _mm256_dpbusd_avx_epi32(*sum, weights, activations);
+                        }
                     }
                 };
             }
             each_weight!(step);
             tiles = tiles.add(VECTOR * 4 * K);
-            planes = planes.map(|plane| plane.add(CHUNK));
         }
     }
     join(sums)

@@ -8,17 +8,71 @@ use upg_pdvm::{Counters, Logits, Machine, Segment, SeqId, rotation::SplitMix64};
 
 use crate::{interrupt::Interrupt, printer::Progress};
 
-/// What to run.
-#[derive(Clone, Copy)]
+/// What to run: every prompt and every generation at every depth.
 pub struct Tests {
-    /// Tokens of the prompt.
-    pub prompt: usize,
+    /// Tokens of the prompts.
+    pub prompts: Vec<usize>,
     /// Tokens to generate.
-    pub generate: usize,
+    pub generations: Vec<usize>,
     /// Tokens in the context before each test.
-    pub depth: usize,
+    pub depths: Vec<usize>,
     /// Times to run each.
     pub reps: usize,
+}
+
+impl Tests {
+    /// In ascending order of depths, so that a context only grows.
+    fn list(&self) -> Vec<Test> {
+        let mut depths = self.depths.clone();
+        depths.sort_unstable();
+        let tests = depths.iter().flat_map(|&depth| {
+            let prompts = self.prompts.iter().map(move |&tokens| Test { kind: Kind::Prompt, tokens, depth });
+            let generations =
+                self.generations.iter().map(move |&tokens| Test { kind: Kind::Generation, tokens, depth });
+            prompts.chain(generations)
+        });
+        tests.filter(|test| test.tokens > 0).collect()
+    }
+
+    /// Tokens of the longest context.
+    pub fn context(&self) -> usize {
+        self.list().iter().map(|test| test.depth + test.tokens).max().unwrap_or(0)
+    }
+
+    /// Whether there is anything to run.
+    pub fn is_empty(&self) -> bool {
+        self.list().is_empty()
+    }
+
+    /// Tokens that warm up the machine: of a prompt, and generated.
+    fn warm_up(&self) -> [usize; 2] {
+        let most = |tokens: &[usize]| tokens.iter().copied().max().unwrap_or(0);
+        [most(&self.prompts).min(16), most(&self.generations).min(2)]
+    }
+
+    /// Tokens that [`measure`] runs in all.
+    pub fn total_tokens(&self) -> u64 {
+        let tests = self.list();
+        let deepest = tests.iter().map(|test| test.depth).max().unwrap_or(0);
+        let timed: usize = tests.iter().map(|test| self.reps * test.tokens).sum();
+        (self.warm_up().iter().sum::<usize>() + deepest + timed) as u64
+    }
+}
+
+/// What a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Prompt,
+    Generation,
+}
+
+/// One line of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Test {
+    pub kind: Kind,
+    pub tokens: usize,
+    /// Tokens in the context before it.
+    pub depth: usize,
 }
 
 /// Tokens a second: the median of the runs, and half the distance from the slowest to the fastest.
@@ -58,18 +112,17 @@ impl TokenWork {
     }
 }
 
-/// Both rates, where asked for.
+/// The tests' rates.
 pub struct Measured {
-    pub prefill: Option<Rate>,
-    pub decode: Option<Rate>,
-    /// Of decoding, where the machine counts it.
+    pub rates: Vec<(Test, Rate)>,
+    /// Of the last generation, where the machine counts it.
     pub token_work: Option<TokenWork>,
 }
 
 /// Runs all tests. `progress` counts the tokens.
 pub fn measure(
     machine: &mut dyn Machine,
-    tests: Tests,
+    tests: &Tests,
     seed: u64,
     interrupt: &Interrupt,
     progress: &mut Progress,
@@ -87,26 +140,27 @@ pub fn measure(
         progress,
     };
     // Code, page tables and threads are warm before the clock runs.
-    bench.read(tests.prompt.min(16))?;
+    let [prompt, generation] = tests.warm_up();
+    bench.read(prompt)?;
     bench.forget(0)?;
-    bench.write(tests.generate.min(2))?;
+    bench.write(generation)?;
     bench.forget(0)?;
-    bench.read(tests.depth)?;
-    let prefill = bench.repeat(tests.reps, tests.depth, tests.prompt, Bench::read)?;
-    let before = bench.machine.counters();
-    let decode = bench.repeat(tests.reps, tests.depth, tests.generate, Bench::write)?;
-    let token_work = before
-        .zip(bench.machine.counters())
-        .filter(|_| tests.generate > 0)
-        .map(|(before, after)| TokenWork::between(before, after, tests.reps * tests.generate));
+    let mut measured = Measured { rates: Vec::new(), token_work: None };
+    let mut held = 0;
+    for test in tests.list() {
+        bench.read(test.depth - held)?;
+        held = test.depth;
+        let before = bench.machine.counters();
+        let rate = bench.repeat(tests.reps, test)?;
+        measured.rates.push((test, rate));
+        if test.kind == Kind::Generation {
+            measured.token_work = before
+                .zip(bench.machine.counters())
+                .map(|(before, after)| TokenWork::between(before, after, tests.reps * test.tokens));
+        }
+    }
     bench.machine.kv_mut().close(seq);
-    Ok(Measured { prefill, decode, token_work })
-}
-
-/// Tokens that [`measure`] runs in all.
-pub fn total_tokens(tests: Tests) -> u64 {
-    let Tests { prompt, generate, depth, reps } = tests;
-    (prompt.min(16) + generate.min(2) + depth + reps * (prompt + generate)) as u64
+    Ok(measured)
 }
 
 struct Bench<'a> {
@@ -120,25 +174,19 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Times `reps` runs of `test` over `tokens` tokens, each from a context of `depth` tokens.
-    fn repeat(
-        &mut self,
-        reps: usize,
-        depth: usize,
-        tokens: usize,
-        test: fn(&mut Self, usize) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Option<Rate>> {
-        if tokens == 0 {
-            return Ok(None);
-        }
+    /// Times `reps` runs of a test.
+    fn repeat(&mut self, reps: usize, test: Test) -> anyhow::Result<Rate> {
         let mut rates = Vec::with_capacity(reps);
         for _ in 0..reps {
             let started = Instant::now();
-            test(self, tokens)?;
-            rates.push(tokens as f64 / started.elapsed().as_secs_f64());
-            self.forget(depth)?;
+            match test.kind {
+                Kind::Prompt => self.read(test.tokens)?,
+                Kind::Generation => self.write(test.tokens)?,
+            }
+            rates.push(test.tokens as f64 / started.elapsed().as_secs_f64());
+            self.forget(test.depth)?;
         }
-        Ok(Rate::of(rates))
+        Rate::of(rates).context("a test was not run once")
     }
 
     /// Runs a prompt of random tokens; the last one's logits are asked for, as a chat would.
@@ -187,6 +235,20 @@ mod tests {
         assert_eq!(Rate::of(vec![3.0, 1.0, 2.0]), Some(Rate { median: 2.0, spread: 1.0 }));
         assert_eq!(Rate::of(vec![4.0, 1.0]), Some(Rate { median: 2.5, spread: 1.5 }));
         assert_eq!(Rate::of(vec![]), None);
+    }
+
+    #[test]
+    fn every_test_is_run_at_every_depth() {
+        let tests = Tests { prompts: vec![8, 0], generations: vec![2], depths: vec![64, 0], reps: 3 };
+        let at = |kind, tokens, depth| Test { kind, tokens, depth };
+        let expected = [
+            at(Kind::Prompt, 8, 0),
+            at(Kind::Generation, 2, 0),
+            at(Kind::Prompt, 8, 64),
+            at(Kind::Generation, 2, 64),
+        ];
+        assert_eq!(tests.list(), expected);
+        assert_eq!((tests.context(), tests.total_tokens()), (72, 8 + 2 + 64 + 3 * 20));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The result of a benchmark, as a table and as JSON.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use upg_compress::{peak_rss, plan::parameters};
 use upg_engine::Limits;
@@ -8,7 +10,8 @@ use upg_pdvm::Machine;
 
 use super::{
     Subject,
-    measure::{Measured, Rate, Tests},
+    measure::{Kind, Measured, Rate, Test, Tests},
+    python::PythonTimes,
 };
 use crate::units::{bytes, count, table, three_digits};
 
@@ -24,10 +27,15 @@ pub struct Report {
     backend: String,
     detail: String,
     threads: usize,
+    /// Seconds until the file was ready to run.
+    load_s: Option<f64>,
+    reps: usize,
+    /// Every test.
+    tests: Vec<Line>,
+    /// The first prompt and the first generation of the tests, by themselves.
     n_prompt: usize,
     n_gen: usize,
     depth: usize,
-    reps: usize,
     prefill_tok_s: Option<f64>,
     prefill_spread: Option<f64>,
     decode_tok_s: Option<f64>,
@@ -54,21 +62,64 @@ pub struct Report {
     kv: &'static str,
     kv_bytes_per_token: u64,
     peak_rss_bytes: Option<u64>,
+    /// Decoding in NumPy.
+    python_tok_s: Option<f64>,
+}
+
+/// A test's result.
+#[derive(Clone, Serialize)]
+struct Line {
+    /// Such as `pp512` or `tg128 @ d4096`.
+    test: String,
+    tokens: usize,
+    /// Tokens in the context before it.
+    depth: usize,
+    tok_s: f64,
+    spread: f64,
+    /// Weights read while decoding.
+    gb_s: Option<f64>,
+    /// Of the limit on prompts, or of the lower of those on decoding.
+    percent_of_limit: Option<f64>,
+}
+
+impl Line {
+    fn of((test, rate): (Test, Rate), work: &Work, limits: Option<&Limits>) -> Self {
+        let at = if test.depth > 0 { format!(" @ d{}", test.depth) } else { String::new() };
+        let (name, gb_s, limit) = match test.kind {
+            Kind::Prompt => ("pp", None, limits.and_then(|limits| work.prompt_limit(limits))),
+            Kind::Generation => {
+                let middle = test.depth + test.tokens / 2;
+                let limit = limits.map(|limits| work.decode_limit(limits, middle));
+                ("tg", Some(rate.median * work.decode_bytes as f64 / 1e9), limit)
+            }
+        };
+        Self {
+            test: format!("{name}{}{at}", test.tokens),
+            tokens: test.tokens,
+            depth: test.depth,
+            tok_s: rate.median,
+            spread: rate.spread,
+            gb_s,
+            percent_of_limit: limit.map(|limit| 100.0 * rate.median / limit),
+        }
+    }
 }
 
 impl Report {
     /// Sets the rates against the limits.
     pub fn new(
         subject: &Subject,
-        tests: Tests,
-        measured: Measured,
+        tests: &Tests,
+        (load, measured): (Option<Duration>, Measured),
         limits: Option<Limits>,
         machine: &dyn Machine,
     ) -> Self {
         let info = machine.info();
-        let (decode, prefill) = (measured.decode.map(|r| r.median), measured.prefill.map(|r| r.median));
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let work = Work::of(&subject.config, info.weight_bytes);
+        let work = Work::of(&subject.config, info.weight_bytes, info.kv_bytes_per_token);
+        let line = |rate: &(Test, Rate)| Line::of(*rate, &work, limits.as_ref());
+        let first = |kind| measured.rates.iter().find(|(test, _)| test.kind == kind).map(line);
+        let (prefill, decode) = (first(Kind::Prompt), first(Kind::Generation));
         Self {
             model: subject.name.clone(),
             model_bytes: subject.bytes,
@@ -78,48 +129,45 @@ impl Report {
             backend: info.name.to_owned(),
             detail: info.detail,
             threads: machine.options().threads.unwrap_or_else(cores),
-            n_prompt: tests.prompt,
-            n_gen: tests.generate,
-            depth: tests.depth,
+            load_s: load.map(|load| load.as_secs_f64()),
             reps: tests.reps,
-            prefill_tok_s: prefill,
-            prefill_spread: measured.prefill.map(|r| r.spread),
-            decode_tok_s: decode,
-            decode_spread: measured.decode.map(|r| r.spread),
+            tests: measured.rates.iter().map(line).collect(),
+            n_prompt: prefill.as_ref().map_or(0, |line| line.tokens),
+            n_gen: decode.as_ref().map_or(0, |line| line.tokens),
+            depth: prefill.as_ref().or(decode.as_ref()).map_or(0, |line| line.depth),
+            prefill_tok_s: prefill.as_ref().map(|line| line.tok_s),
+            prefill_spread: prefill.as_ref().map(|line| line.spread),
+            decode_tok_s: decode.as_ref().map(|line| line.tok_s),
+            decode_spread: decode.as_ref().map(|line| line.spread),
             token_bytes: info.weight_bytes,
-            decode_gb_s: decode.map(|rate| rate * info.weight_bytes as f64 / 1e9),
+            decode_gb_s: decode.as_ref().and_then(|line| line.gb_s),
             read_gb_s: limits.map(|l| l.read_gb_s),
             kernel_gw_s: limits.and_then(|l| l.kernel_gw_s),
             multiply_gmac_s: limits.and_then(|l| l.multiply_gmac_s),
-            percent_of_limit: decode.zip(limits).map(|(rate, l)| 100.0 * rate / work.decode_limit(&l)),
-            prefill_percent_of_peak: prefill
-                .zip(limits.and_then(|l| l.multiply_gmac_s))
-                .map(|(rate, peak)| 100.0 * rate * work.prompt_weights as f64 / (peak * 1e9)),
+            percent_of_limit: decode.and_then(|line| line.percent_of_limit),
+            prefill_percent_of_peak: prefill.and_then(|line| line.percent_of_limit),
             dispatches_per_token: measured.token_work.map(|work| work.dispatches),
             host_us_per_token: measured.token_work.map(|work| work.host_us),
             kv: machine.options().kv.name(),
             kv_bytes_per_token: info.kv_bytes_per_token,
             peak_rss_bytes: peak_rss(),
+            python_tok_s: None,
         }
+    }
+
+    /// Sets decoding against what Python takes.
+    pub fn compare(&mut self, python: PythonTimes) {
+        self.python_tok_s = Some(python.tok_s(self.layers));
     }
 
     /// llama-bench's table, and below it what it is to be compared with.
     pub fn text(&self) -> String {
-        let depth = if self.depth > 0 { format!(" @ d{}", self.depth) } else { String::new() };
-        let prefill = self.prefill_tok_s.zip(self.prefill_spread).map(|(median, spread)| {
-            let percent = self.prefill_percent_of_peak;
-            self.row(format!("pp{}{depth}", self.n_prompt), Rate { median, spread }, None, percent)
-        });
-        let decode = self.decode_tok_s.zip(self.decode_spread).map(|(median, spread)| {
-            let test = format!("tg{}{depth}", self.n_gen);
-            self.row(test, Rate { median, spread }, self.decode_gb_s, self.percent_of_limit)
-        });
-        let rows: Vec<_> = prefill.into_iter().chain(decode).collect();
+        let rows: Vec<_> = self.tests.iter().map(|line| self.row(line)).collect();
         let header = ["model", "size", "params", "backend", "threads", "test", "t/s", "GB/s", "% of limit"];
         table(&header, &rows, 6) + "\n" + &self.context()
     }
 
-    fn row(&self, test: String, rate: Rate, gb_s: Option<f64>, percent: Option<f64>) -> Vec<String> {
+    fn row(&self, line: &Line) -> Vec<String> {
         let or_dash = |x: Option<f64>| x.map_or("-".into(), three_digits);
         vec![
             self.model.clone(),
@@ -127,15 +175,16 @@ impl Report {
             count(self.parameters),
             self.backend.clone(),
             self.threads.to_string(),
-            test,
-            format!("{:.2} ± {:.2}", rate.median, rate.spread),
-            or_dash(gb_s),
-            or_dash(percent),
+            line.test.clone(),
+            format!("{:.2} ± {:.2}", line.tok_s, line.spread),
+            or_dash(line.gb_s),
+            or_dash(line.percent_of_limit),
         ]
     }
 
     fn context(&self) -> String {
-        let mut lines = vec![format!("runs on: {}", self.detail)];
+        let ready = self.load_s.map_or(String::new(), |s| format!("; ready after {} s", three_digits(s)));
+        let mut lines = vec![format!("runs on: {}{ready}", self.detail)];
         let limits = [
             self.read_gb_s.map(|x| format!("memory read {} GB/s", three_digits(x))),
             self.kernel_gw_s.map(|x| format!("T8 kernel in cache {} G weights/s", three_digits(x))),
@@ -167,6 +216,15 @@ impl Report {
         if let Some(peak) = self.peak_rss_bytes {
             lines.push(format!("peak memory: {}", bytes(peak)));
         }
+        if let Some(python) = self.python_tok_s {
+            let times = self
+                .decode_tok_s
+                .map(|rate| format!(": this is {} times as fast", three_digits(rate / python)));
+            lines.push(format!(
+                "in Python (NumPy; a layer and the head timed, the rest computed) {python:.3e} tok/s{}",
+                times.unwrap_or_default()
+            ));
+        }
         lines.join("\n")
     }
 }
@@ -179,10 +237,12 @@ struct Work {
     decode_weights: u64,
     /// Weights that a token inside a prompt multiplies: no head.
     prompt_weights: u64,
+    /// Bytes of keys and values that a token reads for each one before it.
+    kv_bytes: u64,
 }
 
 impl Work {
-    fn of(config: &ModelConfig, decode_bytes: u64) -> Self {
+    fn of(config: &ModelConfig, decode_bytes: u64, kv_bytes: u64) -> Self {
         let size = |name: &TensorName| name.shape(config).iter().map(|&n| n as u64).product::<u64>();
         let matrices = TensorName::of_upg(config).into_iter().filter(|name| !name.kind().is_vector());
         let (ends, layers): (Vec<_>, Vec<_>) =
@@ -190,13 +250,19 @@ impl Work {
         let prompt_weights: u64 = layers.iter().map(size).sum();
         // The embedding is looked up, one row a token; the last of the two is what the head multiplies.
         let head = ends.last().map_or(0, size);
-        Self { decode_bytes, decode_weights: prompt_weights + head, prompt_weights }
+        Self { decode_bytes, decode_weights: prompt_weights + head, prompt_weights, kv_bytes }
     }
 
-    /// The most tokens a second that the limits allow.
-    fn decode_limit(&self, limits: &Limits) -> f64 {
-        let read = limits.read_gb_s * 1e9 / self.decode_bytes as f64;
-        let kernel = limits.kernel_gw_s.map(|rate| rate * 1e9 / self.decode_weights as f64);
-        kernel.map_or(read, |kernel| kernel.min(read))
+    /// The most tokens a second that the limits allow with `before` tokens in the context.
+    fn decode_limit(&self, limits: &Limits, before: usize) -> f64 {
+        let read = |bytes: f64| bytes / (limits.read_gb_s * 1e9);
+        let kernel = limits.kernel_gw_s.map_or(0.0, |rate| self.decode_weights as f64 / (rate * 1e9));
+        let context = read(self.kv_bytes as f64 * before as f64);
+        1.0 / (read(self.decode_bytes as f64).max(kernel) + context)
+    }
+
+    /// The most tokens of a prompt a second, attention left out.
+    fn prompt_limit(&self, limits: &Limits) -> Option<f64> {
+        limits.multiply_gmac_s.map(|peak| peak * 1e9 / self.prompt_weights as f64)
     }
 }
