@@ -64,6 +64,7 @@ impl Model {
                 scope.spawn(move || {
                     while let Some(&name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let result = load(weights, name, isa, arena).map(|loaded| {
+                            weights.release(name);
                             tensors.lock().unwrap_or_else(PoisonError::into_inner).insert(name, loaded);
                         });
                         let failed = result.is_err();

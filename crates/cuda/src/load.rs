@@ -85,8 +85,10 @@ impl Model {
                 let (sender, names, next) = (sender.clone(), &names, &next);
                 scope.spawn(move || {
                     while let Some(&name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let fetched = fetch(weights, name);
+                        weights.release(name);
                         // Fails where the other side has given up.
-                        if sender.send((name, fetch(weights, name))).is_err() {
+                        if sender.send((name, fetched)).is_err() {
                             return;
                         }
                     }

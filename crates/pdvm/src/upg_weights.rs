@@ -39,6 +39,10 @@ impl Weights for UpgWeights {
         let (entry, data) = self.file.tensor(name).ok_or(WeightsError::Missing(name))?;
         tensor(entry, data)?.checked(name, self.config())
     }
+
+    fn release(&self, name: TensorName) {
+        self.file.release(name);
+    }
 }
 
 fn tensor<'a>(entry: &TensorEntry, data: TensorData<'a>) -> Result<Tensor<'a>, WeightsError> {

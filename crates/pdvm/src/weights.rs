@@ -106,4 +106,7 @@ pub trait Weights: Sync {
     /// # Errors
     /// See [`WeightsError`]. The shape is already checked against the configuration.
     fn tensor(&self, name: TensorName) -> Result<Tensor<'_>, WeightsError>;
+
+    /// Says that a tensor will not be asked for again soon, as the machine has a copy: its memory may be given back.
+    fn release(&self, _name: TensorName) {}
 }
