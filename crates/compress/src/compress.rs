@@ -9,7 +9,7 @@ use std::{
 use bytemuck::cast_slice;
 use half::f16;
 use upg_checkpoint::{Checkpoint, Source};
-use upg_codec::{Bits, GROUP};
+use upg_codec::Bits;
 use upg_format::{
     Encoding, Header, Provenance, RotationConfig, Section, TensorKind, TensorName, TensorStats, UpgFile,
     UpgWriter,
@@ -17,11 +17,13 @@ use upg_format::{
 
 use crate::{
     CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport,
-    calibrate::{self, Calibration, Outcome, Store, Walk, values},
+    calibrate::{
+        self, Calibration, Factor, Outcome, Outputs, Rounded, Store, Walk, round, round_nearest, values,
+    },
     kept::KeptPlan,
     peak_rss,
     plan::{PlannedTensor, allocate},
-    round::{Energy, RowTooLarge, round_rows},
+    round::Energy,
     source::identify,
 };
 
@@ -100,7 +102,7 @@ pub fn compress(
     }
     rest.sort_by_key(|t| folded.file_of(t.name));
     for tensor in rest {
-        weights += job.tensor(tensor)?;
+        weights += job.tensor(tensor, None)?;
     }
     let file_bytes = job.writer.finish()?;
     kept.remove()?;
@@ -114,9 +116,9 @@ fn is_local(checkpoint: &dyn Checkpoint) -> bool {
     checkpoint.sources().iter().all(|source| matches!(source, Source::File(_)))
 }
 
-/// Whether calibration brings a tensor into the file: all but what comes after the last layer.
+/// Whether calibration brings a tensor into the file: all but the final norm.
 fn calibrated(name: TensorName) -> bool {
-    name.kind() == TensorKind::Embed || name.layer().is_some()
+    name.kind() != TensorKind::FinalNorm
 }
 
 /// What the file says of itself. Depends on nothing but the arguments: it decides whether a run can be gone on with.
@@ -131,7 +133,7 @@ fn header(
     let source = checkpoint.sources().iter().map(identify).collect::<Result<_, _>>()?;
     let rounding = match options.calibration {
         None => "nearest; row scales by least squares",
-        Some(_) => "LDLQ in blocks of 32; row scales by least squares of the outputs",
+        Some(_) => "LDLQ in blocks of 32, the head too; row scales by least squares of the outputs",
     };
     let allocation = match options {
         Options { plan: Some(_), .. } => "as the plan given says",
@@ -243,8 +245,9 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Brings a tensor into the file and returns the weights that this took: none where it was there.
-    fn tensor(&mut self, tensor: &PlannedTensor) -> Result<u64, CompressError> {
+    /// Brings a tensor into the file, errors passed on as `factor` says, and returns the weights that this took: none where it
+    /// was there.
+    fn tensor(&mut self, tensor: &PlannedTensor, factor: Option<&Factor>) -> Result<u64, CompressError> {
         let PlannedTensor { name, encoding, .. } = *tensor;
         self.progress.started(name, encoding, tensor.weights());
         if self.writer.is_done(name) {
@@ -262,7 +265,7 @@ impl Job<'_> {
             self.numbers.resize(chunk.len() * cols, 0.0);
             self.folded.rows(name, chunk.clone(), &mut self.numbers)?;
             energy += match encoding {
-                Encoding::T8(bits) => self.t8(name, bits, cols, &chunk)?,
+                Encoding::T8(bits) => self.t8(name, bits, factor, &chunk)?,
                 Encoding::F16 => self.f16(name, cols, &chunk)?,
                 Encoding::F32 => self.f32(name, cols, &chunk)?,
             };
@@ -276,16 +279,23 @@ impl Job<'_> {
     /// Brings the embedding and all layers into the file, their matrices rounded by the text, and returns the weights
     /// that this took.
     fn calibrated(&mut self, plan: &Plan, calibration: &Calibration) -> Result<u64, CompressError> {
+        let (folded, tied) = (self.folded, self.folded.config().tied_embeddings);
         let mut store = Layers { job: self, plan, weights: 0 };
-        let embed = TensorName::global(TensorKind::Embed);
-        store.plain(embed)?;
+        let [embed, head] = [TensorKind::Embed, TensorKind::Head].map(TensorName::global);
+        match tied {
+            true => store.output(embed, || Outputs::tied(folded, calibration))?,
+            false => store.whole(embed, None)?,
+        }
         let embedding = store.numbers(embed)?;
-        let mut walk = Walk::new(store.job.folded, calibration, &embedding, store.job.progress)?;
+        let mut walk = Walk::new(folded, calibration, &embedding, store.job.progress)?;
         drop(embedding);
-        for layer in 0..store.job.folded.config().layers {
+        for layer in 0..folded.config().layers {
             let biases = plan.tensors().iter().map(|t| t.name).filter(|name| name.layer() == Some(layer));
-            biases.filter(|name| name.kind().is_vector()).try_for_each(|name| store.plain(name))?;
+            biases.filter(|name| name.kind().is_vector()).try_for_each(|name| store.whole(name, None))?;
             walk.layer(layer, &mut store)?;
+        }
+        if !tied {
+            store.output(head, || Ok(walk.outputs()))?;
         }
         Ok(store.weights)
     }
@@ -302,14 +312,18 @@ impl Job<'_> {
         &mut self,
         name: TensorName,
         bits: Bits,
-        cols: usize,
+        factor: Option<&Factor>,
         rows: &Range<usize>,
     ) -> Result<Energy, CompressError> {
-        let mut scales = vec![f16::ZERO; rows.len()];
-        let row_bytes = cols / GROUP * bits.group_bytes();
-        let mut codes = vec![0; rows.len() * row_bytes];
-        let energy = round_rows(bits, &self.numbers, cols, &mut scales, &mut codes)
-            .map_err(|RowTooLarge(row)| CompressError::TooLarge { name, row: rows.start + row })?;
+        let cols = self.numbers.len() / rows.len();
+        let Rounded { scales, codes, energy } = match factor {
+            Some(factor) => round(bits, &self.numbers, factor, cols),
+            None => round_nearest(bits, &self.numbers, cols),
+        };
+        if let Some(row) = scales.iter().position(|scale| !scale.is_finite()) {
+            return Err(CompressError::TooLarge { name, row: rows.start + row });
+        }
+        let row_bytes = codes.len() / rows.len();
         self.writer.write(name, Section::Scales, rows.start as u64 * 2, cast_slice(&scales))?;
         self.writer.write(name, Section::Codes, (rows.start * row_bytes) as u64, &codes)?;
         Ok(energy)
@@ -355,11 +369,25 @@ impl Layers<'_, '_> {
         self.plan.tensors().iter().find(|t| t.name == name).ok_or_else(missing)
     }
 
-    /// Brings a tensor into the file that is not rounded by the text.
-    fn plain(&mut self, name: TensorName) -> Result<(), CompressError> {
+    /// Brings a tensor into the file that has no part in [`Walk::layer`].
+    fn whole(&mut self, name: TensorName, factor: Option<&Factor>) -> Result<(), CompressError> {
         let tensor = *self.planned(name)?;
-        self.weights += self.job.tensor(&tensor)?;
+        self.weights += self.job.tensor(&tensor, factor)?;
         Ok(())
+    }
+
+    /// Brings the matrix that makes logits into the file.
+    fn output(
+        &mut self,
+        name: TensorName,
+        inputs: impl FnOnce() -> Result<Outputs, CompressError>,
+    ) -> Result<(), CompressError> {
+        let (encoding, folded, progress) = (self.planned(name)?.encoding, self.job.folded, self.job.progress);
+        let factor = match self.job.writer.is_done(name) {
+            true => None,
+            false => inputs()?.factor(folded, name, encoding, progress)?,
+        };
+        self.whole(name, factor.as_ref())
     }
 
     /// A finished tensor's numbers, read back from the file.

@@ -6,7 +6,10 @@ mod common;
 use std::{
     fs,
     path::Path,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use common::{Generated, tiny};
@@ -65,6 +68,31 @@ fn calibrated_files_are_closer_and_the_same_on_any_number_of_threads() {
     let found = divergence(&reference, &[&plain, &calibrated], &text(1024, 4), 32).unwrap();
     let (plain, calibrated) = (found[0].mean(), found[1].mean());
     assert!(calibrated < 0.9 * plain, "mean KL {calibrated} calibrated, {plain} not");
+}
+
+/// Notes which tensors were rounded by the text, and how much closer than the nearest code that was.
+#[derive(Default)]
+struct Noted(Mutex<Vec<(TensorName, f64)>>);
+
+impl Progress for Noted {
+    fn calibrated(&self, name: TensorName, _: Option<f64>, relative: f64) {
+        self.0.lock().unwrap().push((name, relative));
+    }
+}
+
+#[test]
+fn the_matrix_that_makes_logits_is_rounded_by_the_text() {
+    let folder = tempfile::tempdir().unwrap();
+    for (tied, kind) in [(true, TensorKind::Embed), (false, TensorKind::Head)] {
+        let checkpoint = Generated::new(tiny(tied, false), 6);
+        let (noted, options) = (Noted::default(), options(&checkpoint, Some(calibration(2048))));
+        let out = folder.path().join(format!("{tied}"));
+        compress(&checkpoint, &out, Target::Ratio(1.0), &options, &noted, &AtomicBool::new(false)).unwrap();
+        let noted = noted.0.into_inner().unwrap();
+        assert_eq!(noted.len(), 2 * 7 + 1);
+        let (_, relative) = noted.iter().find(|(name, _)| name.kind() == kind).unwrap();
+        assert!(*relative < 1.0, "{kind:?}: {relative}");
+    }
 }
 
 /// Cancels when so many tensors have been started.

@@ -1,6 +1,6 @@
 //! Second moments of a matrix's inputs, and the factors that rounding with feedback needs.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
 use rayon::prelude::*;
 use upg_codec::GROUP;
@@ -50,6 +50,11 @@ impl Hessian {
         }
     }
 
+    /// Rows and columns.
+    pub(crate) fn width(&self) -> usize {
+        self.n
+    }
+
     /// `e H eᵀ`, summed over a few rows `e`, on this thread.
     pub(crate) fn square(&self, e: &[f32]) -> f64 {
         let mut y = vec![0.0; e.len()];
@@ -69,7 +74,7 @@ impl Hessian {
         let extra = (damping * mean) as f32;
         (0..n).for_each(|i| self.data[i * n + i] += extra);
         match cholesky(&mut self.data, n) {
-            Ok(()) => Ok(Factor::new(self.data, n)),
+            Ok(_) => Ok(Factor::new(self.data, n)),
             Err(NotPositive) => {
                 // Only the lower triangle was written.
                 for (i, diagonal) in diagonal.into_iter().enumerate() {
@@ -79,6 +84,13 @@ impl Hessian {
                 Err(self)
             }
         }
+    }
+}
+
+impl AddAssign<&Hessian> for Hessian {
+    /// Takes in the tokens of another.
+    fn add_assign(&mut self, other: &Hessian) {
+        self.data.par_iter_mut().zip(&other.data).for_each(|(own, other)| *own += other);
     }
 }
 

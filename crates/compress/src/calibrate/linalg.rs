@@ -144,12 +144,14 @@ const TASK_ROWS: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotPositive;
 
-/// The lower Cholesky factor of a symmetric matrix, in place. Reads and writes the lower triangle only.
+/// The lower Cholesky factor of a symmetric matrix, in place. Reads and writes the lower triangle only. Returns the inverses
+/// of the factor's diagonal blocks, of [`PANEL`] rows but for the last: what [`solve`] needs.
 ///
 /// Right-looking and blocked: a panel's diagonal block is factored in f64, the rows below are multiplied by its inverse,
 /// and what is left is updated by products. Uses the current rayon pool.
-pub(crate) fn cholesky(a: &mut [f32], n: usize) -> Result<(), NotPositive> {
+pub(crate) fn cholesky(a: &mut [f32], n: usize) -> Result<Vec<Vec<f32>>, NotPositive> {
     assert_eq!(a.len(), n * n, "a square matrix");
+    let mut inverses = Vec::new();
     for start in (0..n).step_by(PANEL) {
         let width = PANEL.min(n - start);
         let (above, below) = a.split_at_mut((start + width) * n);
@@ -175,8 +177,36 @@ pub(crate) fn cholesky(a: &mut [f32], n: usize) -> Result<(), NotPositive> {
             let [own, upto] = [first..first + count, 0..first + count].map(|r| left.block(r, all.clone()));
             multiply(update, Into::Minus, own, upto.t());
         });
+        inverses.push(inverse);
     }
-    Ok(())
+    Ok(inverses)
+}
+
+/// `x (L Lᵀ)⁻¹` for a few rows `x`, in place, on this thread: `l` and `inverses` are [`cholesky`]'s.
+pub(crate) fn solve(l: &[f32], inverses: &[Vec<f32>], x: &mut [f32]) {
+    let n = l.len().isqrt();
+    let l = View::rows(l, n);
+    let panel = |i: usize| i * PANEL..n.min((i + 1) * PANEL);
+    // x = u Lᵀ, from the first columns to the last; then u = v L, backwards.
+    for (i, inverse) in inverses.iter().enumerate() {
+        let own = panel(i);
+        let inverse = View::rows(inverse, own.len()).t();
+        eliminate(x, n, own.clone(), 0..own.start, l.block(own, 0..i * PANEL).t(), inverse);
+    }
+    for (i, inverse) in inverses.iter().enumerate().rev() {
+        let own = panel(i);
+        let inverse = View::rows(inverse, own.len());
+        eliminate(x, n, own.clone(), own.end..n, l.block(own.end..n, own), inverse);
+    }
+}
+
+/// `x[own] = (x[own] - x[done] l) inverse`, by columns of `x`.
+fn eliminate(x: &mut [f32], n: usize, own: Range<usize>, done: Range<usize>, l: View<'_>, inverse: View<'_>) {
+    let width = own.len();
+    let mut rest: Vec<f32> = x.chunks_exact(n).flat_map(|row| &row[own.clone()]).copied().collect();
+    multiply(ViewMut::rows(&mut rest, width), Into::Minus, View::rows(x, n).columns(done), l);
+    let out = ViewMut::strided(&mut x[own.start..], [rest.len() / width, width], n);
+    multiply(out, Into::Fresh, View::rows(&rest, width), inverse);
 }
 
 /// Factors the block of `width` rows and columns at column `start` of `rows`, and returns its factor's inverse.
@@ -244,7 +274,13 @@ mod tests {
         multiply(ViewMut::rows(&mut a, n), Into::Fresh, View::rows(&x, 2 * n), View::rows(&x, 2 * n).t());
         (0..n).for_each(|i| a[i * n + i] += 1.0);
         let mut l = a.clone();
-        cholesky(&mut l, n).unwrap();
+        let inverses = cholesky(&mut l, n).unwrap();
+        let rows = wave(3 * n);
+        let mut solved = vec![0.0; 3 * n];
+        multiply(ViewMut::rows(&mut solved, n), Into::Fresh, View::rows(&rows, n), View::rows(&a, n));
+        solve(&l, &inverses, &mut solved);
+        let worst = rows.iter().zip(&solved).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-2, "{worst}");
         for (i, row) in l.chunks_exact_mut(n).enumerate() {
             row[i + 1..].fill(0.0);
         }

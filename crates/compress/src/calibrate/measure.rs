@@ -90,7 +90,11 @@ pub(crate) fn whole_sequences(tokens: &[u32], ctx: usize, vocab: usize) -> Resul
 }
 
 /// The residual stream after the last layer.
-fn run(forward: &Forward, weights: &dyn Weights, tokens: &[u32]) -> Result<Activations, CompressError> {
+pub(super) fn run(
+    forward: &Forward,
+    weights: &dyn Weights,
+    tokens: &[u32],
+) -> Result<Activations, CompressError> {
     let mut x = forward.embed(&decoded(weights, TensorName::global(TensorKind::Embed))?, tokens);
     for layer in 0..forward.config.layers {
         forward.layer(&Layer::load(weights, layer)?, &mut x);

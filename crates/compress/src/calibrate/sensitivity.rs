@@ -127,21 +127,24 @@ impl Sensing<'_> {
         let power = row_powers(head.matrix(), hidden);
         let width = TASK_TOKENS * hidden;
         let tasks = x.par_chunks(width).zip(input.par_chunks(width)).enumerate();
-        let found: Vec<(Activations, f64)> = tasks
+        let found: Vec<(Activations, Vec<f64>)> = tasks
             .map(|(task, (x, input))| {
                 let mut logits = head.logits(input, hidden);
-                let rows = logits.chunks_exact_mut(power.len()).zip(input.chunks_exact(hidden)).enumerate();
-                let harm = rows.map(|(i, (row, input))| {
+                let rows = logits.chunks_exact_mut(power.len()).enumerate();
+                let weights = rows.map(|(i, row)| {
                     let mut random = SplitMix64((task * TASK_TOKENS + i) as u64);
                     let uniform = (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
-                    draw(row, uniform, &power) * dot(input, input)
+                    draw(row, uniform, &power)
                 });
-                let harm: f64 = harm.sum();
-                (head.back(&self.forward, x, &logits), harm)
+                let weights = weights.collect();
+                (head.back(&self.forward, x, &logits), weights)
             })
             .collect();
-        let harm: f64 = found.iter().map(|(_, harm)| harm).sum();
-        let gradient = found.into_iter().flat_map(|(gradient, _)| gradient).collect();
+        let (gradients, weights): (Vec<Activations>, Vec<Vec<f64>>) = found.into_iter().unzip();
+        let (gradient, weights) = (gradients.concat(), weights.concat());
+        let sequences = input.par_chunks(self.forward.ctx * hidden).zip(weights.par_chunks(self.forward.ctx));
+        let costs: Vec<f64> = sequences.map(|(input, weights)| Cost::apart(input, weights).fed).collect();
+        let harm = costs.iter().sum();
         let kind = if self.forward.config.tied_embeddings { TensorKind::Embed } else { TensorKind::Head };
         self.found.push((TensorName::global(kind), self.mean(harm)));
         let probe = head.input(&self.forward, &std::mem::take(&mut self.probe));
@@ -202,7 +205,13 @@ impl Sensing<'_> {
         let harm = tokens.map(|(x, g)| dot(x, x) / hidden as f64 * dot(g, g)).sum();
         let (embed, harm) = (TensorName::global(TensorKind::Embed), self.mean(harm));
         match self.found.iter_mut().find(|(name, _)| *name == embed) {
-            Some((_, head)) => *head += harm,
+            Some((_, head)) => {
+                let text = format!(
+                    "the embedding costs {harm:.3} where it is read, {head:.3} where it makes logits"
+                );
+                self.progress.message(&text);
+                *head += harm;
+            }
             None => self.found.push((embed, harm)),
         }
         Ok(())

@@ -48,6 +48,21 @@ impl Calibration {
         )))
     }
 
+    /// The text's first `sequences`.
+    pub(crate) fn start(&self, sequences: usize) -> Self {
+        let tokens = self.tokens.iter().copied().take(sequences * self.ctx).collect();
+        Self { tokens, ctx: self.ctx, source: self.source.clone() }
+    }
+
+    /// Whole sequences, those to learn from before those held out, and the number of tokens to learn from.
+    pub(crate) fn split(&self, config: &ModelConfig) -> Result<(Vec<u32>, usize), CompressError> {
+        let sequences: Vec<&[u32]> = self.whole(config)?.chunks_exact(self.ctx).collect();
+        let is_held = |i: &usize| i % HELD_OUT == HELD_OUT - 1;
+        let (held, learning): (Vec<usize>, Vec<usize>) = (0..sequences.len()).partition(is_held);
+        let tokens = learning.iter().chain(&held).flat_map(|i| sequences[*i]).copied().collect();
+        Ok((tokens, learning.len() * self.ctx))
+    }
+
     /// Whole sequences to measure sensitivities on, from the start of the text.
     pub(crate) fn sensed(&self, config: &ModelConfig) -> Result<&[u32], CompressError> {
         let tokens = whole_sequences(&self.tokens, self.ctx, config.vocab)?;
@@ -67,8 +82,7 @@ impl Calibration {
         let Some(sequences) = (HELD_OUT..=self.tokens.len() / self.ctx).rev().find(fits) else {
             return Err(CompressError::Memory(bytes(config, HELD_OUT * self.ctx, self.ctx)));
         };
-        let tokens = self.tokens[..sequences * self.ctx].to_vec();
-        Ok(Self { tokens, ctx: self.ctx, source: self.source.clone() })
+        Ok(self.start(sequences))
     }
 }
 
