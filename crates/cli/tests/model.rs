@@ -181,10 +181,15 @@ fn evaluation_compares_with_the_checkpoint() {
         "64",
         "--chunks",
         "2",
+        "--logits",
+        "logits.npy",
         "--json",
     ]);
     let kl = report["kl"]["value"].as_f64().unwrap();
     assert!(kl > 0.0 && kl < 0.2, "mean KL {kl}");
+    let logits = fs::read(COMPRESSED.folder().join("logits.npy")).unwrap();
+    let scored = report["model"]["scored"].as_u64().unwrap() as usize;
+    assert_eq!(logits.len(), 128 + 4 * scored * 49152);
     assert!(report["top1"]["value"].as_f64().unwrap() > 0.75, "{report}");
     assert_eq!(report["model"]["chunks"], 2);
 }

@@ -79,6 +79,9 @@ pub enum EngineError {
         "vocabularies of {0} and {1} entries cannot be compared: give the checkpoint that the model was made from"
     )]
     Vocabularies(usize, usize),
+    /// Whoever gets the logits could not take them.
+    #[error("{0}")]
+    Logits(String),
     /// The cancellation flag was set.
     #[error("cancelled")]
     Cancelled,

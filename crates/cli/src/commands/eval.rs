@@ -1,5 +1,7 @@
 //! `upg eval`: how good a model is, on a text.
 
+mod logits;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -7,9 +9,12 @@ use clap::{Args, ValueHint};
 use serde::Serialize;
 use upg_engine::{
     Engine,
-    eval::{Comparison, Estimate, EvalOptions, Perplexity, compare, perplexity},
+    eval::{
+        Comparison, Estimate, EvalOptions, MachineScorer, Perplexity, compare_scorers, perplexity_scorer,
+    },
 };
 
+use self::logits::{Kept, Logits};
 use crate::{
     args::{DeviceArgs, ModelArg, positive},
     exit::Interrupted,
@@ -34,7 +39,9 @@ Examples:
   upg eval model.gguf --text wiki.test.raw      # the checkpoint's own perplexity
   upg eval model.upg --text wiki.test.raw --against model.upg --against-device reference  # what the device costs
   upg eval model.upg --text wiki.test.raw --against model.upg --kv q4    # what a 4-bit cache costs
-  upg eval model.upg --text wiki.test.raw --against model.gguf --json")]
+  upg eval model.upg --text wiki.test.raw --against model.gguf --json
+  upg eval model.upg --text wiki.test.raw --against model.gguf --markdown
+  upg eval model.upg --text wiki.test.raw --logits logits.npy    # for numpy.load")]
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArg,
@@ -53,9 +60,15 @@ pub struct EvalArgs {
     /// The first N chunks only [default: the whole text]
     #[arg(long, value_name = "N", value_parser = positive)]
     chunks: Option<usize>,
+    /// Write MODEL's logits after each scored token to FILE, which NumPy reads: 32-bit floats, [tokens, vocabulary]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    logits: Option<PathBuf>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "markdown")]
     json: bool,
+    /// Print a Markdown table
+    #[arg(long)]
+    markdown: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -117,7 +130,11 @@ pub fn run(args: EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         against_device: reference.as_ref().map(device_name),
         result,
     };
-    if args.json { printer.json(&report) } else { Ok(printer.answer(report.text())?) }
+    match (args.json, args.markdown) {
+        (true, _) => printer.json(&report),
+        (_, true) => Ok(printer.answer(report.markdown())?),
+        _ => Ok(printer.answer(report.text())?),
+    }
 }
 
 fn device_name(engine: &Engine) -> String {
@@ -154,24 +171,65 @@ fn measure(
         progress.set(done as u64);
         progress.message(format!("{what} {estimate:.4}"));
     };
-    let (model, cancel) = (model.machine_mut(), interrupt.flag());
-    Ok(match reference {
-        None => Outcome::Alone(perplexity(model, tokens, &options, cancel, &mut on_progress)?),
+    let (cancel, machine) = (interrupt.flag(), model.machine_mut());
+    let vocab = machine.program().config.vocab;
+    let create = |path: &PathBuf| Logits::create(path, options.scored(tokens.len()), vocab);
+    let logits = args.logits.as_ref().map(create).transpose()?;
+    let mut model = Kept { scorer: MachineScorer::new(machine)?, logits };
+    let outcome = match reference {
+        None => Outcome::Alone(perplexity_scorer(&mut model, tokens, &options, cancel, &mut on_progress)?),
         Some(reference) => {
-            let reference = reference.machine_mut();
-            Outcome::Against(compare(model, reference, tokens, &options, cancel, &mut on_progress)?)
+            let reference = &mut MachineScorer::new(reference.machine_mut())?;
+            Outcome::Against(compare_scorers(
+                &mut model,
+                reference,
+                tokens,
+                &options,
+                cancel,
+                &mut on_progress,
+            )?)
         }
-    })
+    };
+    model.logits.map_or(Ok(()), Logits::finish)?;
+    Ok(outcome)
+}
+
+fn settings(p: &Perplexity) -> String {
+    format!("{} chunks of {} tokens, the second half of each scored: {} tokens", p.chunks, p.ctx, p.scored)
 }
 
 impl Report<'_> {
-    fn text(&self) -> String {
-        let settings = |p: &Perplexity| {
-            format!(
-                "{} chunks of {} tokens, the second half of each scored: {} tokens",
-                p.chunks, p.ctx, p.scored
-            )
+    /// A row for the model under a line that says how it was measured.
+    fn markdown(&self) -> String {
+        let (columns, own, rest) = match &self.result {
+            Outcome::Alone(own) => ("", own, String::new()),
+            Outcome::Against(c) => (
+                " perplexity ratio | mean KL | median | 99 % | 99.9 % | top-1 |",
+                &c.model,
+                format!(
+                    " {:.4} | {} | {:.4} | {:.4} | {:.4} | {} |",
+                    c.ratio,
+                    plus_minus(c.kl, 4),
+                    c.kl_median,
+                    c.kl_p99,
+                    c.kl_p999,
+                    percent(c.top1)
+                ),
+            ),
         };
+        let against = self.against.map(|path| format!(", against {}", path.display())).unwrap_or_default();
+        format!(
+            "{}, {}{against}; {}\n\n| model | perplexity |{columns}\n|---|--:|{}\n| {} | {} |{rest}",
+            self.text.display(),
+            settings(own),
+            self.device,
+            "--:|".repeat(columns.matches('|').count()),
+            self.model.display(),
+            plus_minus(own.perplexity, 2),
+        )
+    }
+
+    fn text(&self) -> String {
         match &self.result {
             Outcome::Alone(own) => format!(
                 "text        {}, {}\nperplexity  {}",
@@ -191,16 +249,56 @@ impl Report<'_> {
                     c.kl_p999,
                     c.kl_max
                 ),
-                format!(
-                    "top-1       {} %",
-                    plus_minus(Estimate { value: c.top1.value * 100.0, error: c.top1.error * 100.0 }, 2)
-                ),
+                format!("top-1       {}", percent(c.top1)),
             ]
             .join("\n"),
         }
     }
 }
 
+fn percent(share: Estimate) -> String {
+    plus_minus(Estimate { value: share.value * 100.0, error: share.error * 100.0 }, 2) + " %"
+}
+
 fn plus_minus(estimate: Estimate, digits: usize) -> String {
     format!("{:.digits$} ± {:.digits$}", estimate.value, estimate.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn estimate(value: f64) -> Estimate {
+        Estimate { value, error: value / 10.0 }
+    }
+
+    #[test]
+    fn markdown_has_as_many_cells_as_columns() {
+        let own =
+            Perplexity { perplexity: estimate(30.0), nll: estimate(3.4), chunks: 2, ctx: 512, scored: 510 };
+        let against = Comparison {
+            model: own.clone(),
+            reference: own.clone(),
+            ratio: 1.1,
+            kl: estimate(0.1),
+            kl_median: 0.05,
+            kl_p99: 1.0,
+            kl_p999: 2.0,
+            kl_max: 3.0,
+            top1: estimate(0.8),
+        };
+        for result in [Outcome::Alone(own), Outcome::Against(against)] {
+            let report = Report {
+                model: Path::new("m.upg"),
+                against: None,
+                text: Path::new("t.txt"),
+                device: "cpu".into(),
+                against_device: None,
+                result,
+            };
+            let text = report.markdown();
+            let cells: Vec<usize> = text.lines().skip(2).map(|line| line.matches('|').count()).collect();
+            assert!(cells.len() == 3 && cells.iter().all(|n| *n == cells[0]), "{text}");
+        }
+    }
 }

@@ -81,10 +81,23 @@ pub fn perplexity(
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(usize, usize, f64),
 ) -> Result<Perplexity, EngineError> {
-    let mut scorer = MachineScorer::new(machine)?;
+    perplexity_scorer(&mut MachineScorer::new(machine)?, tokens, options, cancel, progress)
+}
+
+/// [`perplexity`] for any source of logits.
+///
+/// # Errors
+/// As [`perplexity`]'s.
+pub fn perplexity_scorer(
+    scorer: &mut dyn Scorer,
+    tokens: &[u32],
+    options: &EvalOptions,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(usize, usize, f64),
+) -> Result<Perplexity, EngineError> {
     let mut likelihood = Likelihood::default();
     let chunks = Chunks::new(tokens, options)?;
-    chunks.run(&mut [&mut scorer], cancel, &mut |done, row| match row {
+    chunks.run(&mut [scorer], cancel, &mut |done, row| match row {
         None => progress(done, chunks.count, likelihood.mean.estimate().value.exp()),
         Some(row) => likelihood.add(&LogSoftmax::of(row.logits[0]), row.target),
     })?;
@@ -163,6 +176,14 @@ struct Chunks<'a> {
     ctx: usize,
     count: usize,
     bos: Option<u32>,
+}
+
+impl EvalOptions {
+    /// Tokens of a text that are scored, of as many chunks as it has of those asked for.
+    pub fn scored(&self, tokens: usize) -> usize {
+        let chunks = (tokens / self.ctx.max(1)).min(self.chunks.unwrap_or(usize::MAX));
+        chunks * self.ctx.saturating_sub(1).saturating_sub(self.ctx / 2)
+    }
 }
 
 impl<'a> Chunks<'a> {
