@@ -1,5 +1,10 @@
-// One token through the whole program: as one persistent kernel, or an instruction a launch. Both run the same bodies.
+// One token through the whole program: as one persistent kernel, or an instruction a launch. Both run the same bodies. And
+// the choice of the likeliest token.
 #include "attend.cuh"
+
+#ifndef INFINITY
+#define INFINITY __uint_as_float(0x7f800000u)
+#endif
 
 extern __shared__ __align__(128) char shared_memory[];
 
@@ -160,6 +165,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_instruction(const _
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
     execute(run, in, run.token[1], l, table_bits, stream);
+}
+
+// What the blocks of `likeliest` agree on; all zero between two launches.
+struct Vote { u64 best; u32 done; };
+
+// The token with the largest logit, the lowest one of several: where the next run finds its token, and in `found`. 2^32 - 1
+// there where a logit is NaN or infinity, or all are negative infinity.
+extern "C" __global__ void likeliest(const float* logits, int vocab, Vote* vote, u32* next, u32* found) {
+    // Numbers that are in the order of the logits, and tokens backwards: the largest of both together wins.
+    u64 best = 0;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < vocab; i += gridDim.x * blockDim.x) {
+        const float logit = __ldcg(logits + i);
+        const u32 bits = __float_as_uint(logit), order = !(logit < INFINITY) ? ~0u : bits >> 31 ? ~bits : bits | 1u << 31;
+        best = max(best, (u64)order << 32 | (u32)~i);
+    }
+    for (int d = 16; d; d /= 2) best = max(best, __shfl_xor_sync(~0u, best, d));
+    if (threadIdx.x % 32 == 0) atomicMax(&vote->best, best);
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    if (atomicAdd(&vote->done, 1) + 1 < gridDim.x) return;
+    __threadfence();
+    best = atomicExch(&vote->best, 0);
+    vote->done = 0;
+    const u32 order = best >> 32;
+    const bool chosen = order != ~0u && order > ~__float_as_uint(-INFINITY);
+    *next = chosen ? ~(u32)best : 0;
+    *found = chosen ? ~(u32)best : ~0u;
 }
 
 // The read limit: a pure read of `vectors` 16-byte vectors.

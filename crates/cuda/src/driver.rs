@@ -1,6 +1,7 @@
 //! A thin layer over the driver's interface: one card, one stream, memory that frees itself, errors with a remedy.
 
 use std::{
+    cell::Cell,
     ffi::{CStr, c_void},
     marker::PhantomData,
     ops::Range,
@@ -60,6 +61,8 @@ pub(crate) struct Device {
     context: sys::CUcontext,
     device: sys::CUdevice,
     stream: sys::CUstream,
+    /// Kernels that it was given.
+    launches: Cell<u64>,
 }
 
 // SAFETY: contexts and streams may be used from any thread; `Device::enter` makes the context current first.
@@ -78,7 +81,7 @@ impl Device {
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check(sys::cuStreamCreate(&mut stream, flags), "making a stream")?;
         }
-        Ok(Self { context, device, stream })
+        Ok(Self { context, device, stream, launches: Cell::new(0) })
     }
 
     /// Makes the card the calling thread's.
@@ -125,6 +128,16 @@ impl Device {
     /// The stream.
     pub(crate) fn stream(&self) -> sys::CUstream {
         self.stream
+    }
+
+    /// Counts kernels that it is given.
+    pub(crate) fn count(&self, kernels: usize) {
+        self.launches.set(self.launches.get() + kernels as u64);
+    }
+
+    /// Kernels that it was given.
+    pub(crate) fn launches(&self) -> u64 {
+        self.launches.get()
     }
 
     /// Waits for all work of the stream.
@@ -326,6 +339,7 @@ impl Kernel {
         shared: usize,
         arguments: &mut [*mut c_void],
     ) -> Result<(), MachineError> {
+        device.count(1);
         let [x, y, z] = grid.map(|n| n as u32);
         // SAFETY: the caller's; the launch copies the arguments.
         let launched = unsafe {

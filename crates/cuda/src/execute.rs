@@ -2,7 +2,7 @@
 
 use std::{ffi::c_void, ptr};
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUdeviceptr};
 use upg_pdvm::MachineError;
 
 use crate::{
@@ -34,6 +34,8 @@ impl Execution {
 pub(crate) struct Launcher {
     pub program: Kernel,
     pub instruction: Kernel,
+    /// Chooses the likeliest token.
+    pub likeliest: Kernel,
     pub grid: usize,
     pub block: Block,
     /// Whether a launch may begin before the one before it has ended.
@@ -43,6 +45,7 @@ pub(crate) struct Launcher {
 impl Launcher {
     /// Starts the persistent kernel.
     pub(crate) fn persistent(&self, device: &Device, run: &Run) -> Result<(), MachineError> {
+        device.count(1);
         let (mut run, mut sizes) = (*run, self.block.sizes);
         let mut arguments = [(&raw mut run).cast::<c_void>(), (&raw mut sizes).cast()];
         // SAFETY: the arguments are those of `run_program` in `kernels/decode.cu`, whose sizes the compilation checked;
@@ -62,6 +65,30 @@ impl Launcher {
             )
         };
         check(result, "starting the persistent kernel")
+    }
+
+    /// Starts the choice of the likeliest of `vocab` tokens: written to `next`, where a run finds its token, and to `found`.
+    pub(crate) fn choose(
+        &self,
+        device: &Device,
+        (logits, vocab): (CUdeviceptr, usize),
+        vote: CUdeviceptr,
+        next: CUdeviceptr,
+        found: CUdeviceptr,
+    ) -> Result<(), MachineError> {
+        const BLOCKS: usize = 64;
+        const THREADS: usize = 256;
+        let (mut logits, mut vocab, mut vote, mut next, mut found) =
+            (logits, vocab as i32, vote, next, found);
+        let mut arguments = [
+            (&raw mut logits).cast::<c_void>(),
+            (&raw mut vocab).cast(),
+            (&raw mut vote).cast(),
+            (&raw mut next).cast(),
+            (&raw mut found).cast(),
+        ];
+        // SAFETY: the arguments are those of `likeliest` in `kernels/decode.cu`; the caller's buffers outlive the run.
+        unsafe { self.likeliest.launch(device, [BLOCKS, 1, 1], THREADS, 0, &mut arguments) }
     }
 
     /// Starts instruction `i` alone.
@@ -92,7 +119,10 @@ impl Launcher {
 }
 
 /// An instantiated CUDA graph of a program's first instructions.
-pub(crate) struct Graph(sys::CUgraphExec);
+pub(crate) struct Graph {
+    executable: sys::CUgraphExec,
+    launches: usize,
+}
 
 // SAFETY: it may be launched from any thread in which its context is current.
 unsafe impl Send for Graph {}
@@ -112,19 +142,20 @@ impl Graph {
             sys::cuGraphDestroy(graph);
             check(made, "making the graph")?;
         }
-        Ok(Self(executable))
+        Ok(Self { executable, launches: run.instructions as usize })
     }
 
     /// Starts it.
     pub(crate) fn launch(&self, device: &Device) -> Result<(), MachineError> {
+        device.count(self.launches);
         // SAFETY: graph and stream are alive, and so are the buffers that the graph's kernels use.
-        check(unsafe { sys::cuGraphLaunch(self.0, device.stream()) }, "starting the graph")
+        check(unsafe { sys::cuGraphLaunch(self.executable, device.stream()) }, "starting the graph")
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: whoever drops it has waited for it.
-        unsafe { sys::cuGraphExecDestroy(self.0) };
+        unsafe { sys::cuGraphExecDestroy(self.executable) };
     }
 }

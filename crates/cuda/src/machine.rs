@@ -6,8 +6,8 @@ use std::{
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use upg_codec::Bits;
 use upg_pdvm::{
-    Batch, BatchRow, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program, SeqId,
-    Weights, lower, rope::RopeTable,
+    Batch, BatchRow, Counters, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program,
+    SeqId, Weights, lower, rope::RopeTable,
 };
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     execute::{Execution, Graph, Launcher},
     layout,
     load::{self, Model},
-    memory::{Memory, kv_token_bytes},
+    memory::{Memory, STEPS, kv_token_bytes},
     plan::{Block, Plan, heads_a_group},
 };
 
@@ -81,6 +81,8 @@ pub struct CudaMachine {
     /// Runs of more than [`FEW`] tokens; `None` where none may have so many.
     batcher: Option<Batcher>,
     memory: Memory,
+    /// What starting one token after the other has taken.
+    host_time: Duration,
     /// The program and its list of matrices.
     _operands: [Buffer; 2],
     _module: Module,
@@ -165,6 +167,7 @@ impl CudaMachine {
         let launcher = Launcher {
             program: module.kernel(c"run_program", block.shared)?,
             instruction: module.kernel(c"run_instruction", block.shared)?,
+            likeliest: module.kernel(c"likeliest", 0)?,
             grid,
             block,
             overlap: capability >= 90,
@@ -195,6 +198,7 @@ impl CudaMachine {
             launcher,
             batcher,
             memory,
+            host_time: Duration::ZERO,
             plan,
             program,
             _operands: operands,
@@ -247,8 +251,8 @@ impl CudaMachine {
         let mut times = [Duration::MAX; 7];
         for time in &mut times {
             let start = Instant::now();
-            self.memory.stage(&row, &self.rope, &[0]);
-            self.start(true)?;
+            self.memory.stage(0, &row, &self.rope, &[0]);
+            self.start(0, true, true)?;
             self.finish()?;
             *time = start.elapsed();
         }
@@ -256,10 +260,9 @@ impl CudaMachine {
         Ok(times[times.len() / 2])
     }
 
-    /// Starts the staged token, with the head or without.
-    fn start(&mut self, head: bool) -> Result<(), MachineError> {
-        let (words, to) = (self.memory.step_words, self.memory.step.at());
-        self.memory.host_step.send(&self.device, 0..words, to)?;
+    /// Starts staged step `i`: with its token or with the one that the device chose, with the head or without.
+    fn start(&mut self, i: usize, with_token: bool, head: bool) -> Result<(), MachineError> {
+        self.memory.send_step(&self.device, i, with_token)?;
         match (&self.graphs, self.execution) {
             (Some(graphs), Execution::Graph) => graphs[usize::from(!head)].launch(&self.device),
             _ => self.launcher.persistent(&self.device, &self.runs[usize::from(!head)]),
@@ -286,16 +289,34 @@ impl CudaMachine {
 
     /// Runs row `i` alone, and writes its logits to `logits`, which is empty where it asks for none.
     fn decode(&mut self, i: usize, logits: &mut [f32]) -> Result<(), MachineError> {
-        let row = self.rows[i];
-        self.memory.stage(&row, &self.rope, self.pages.pages(row.seq)?);
-        self.start(row.logits)?;
+        let (row, begin) = (self.rows[i], Instant::now());
+        self.memory.stage(0, &row, &self.rope, self.pages.pages(row.seq)?);
+        self.start(0, true, row.logits)?;
         if row.logits {
             let (count, from) = (logits.len(), self.memory.buffers.logits);
             self.memory.host_logits.fetch(&self.device, 0..count, from)?;
         }
+        self.host_time += begin.elapsed();
         self.finish()?;
         logits.copy_from_slice(&self.memory.host_logits.as_mut()[..logits.len()]);
         Ok(())
+    }
+}
+
+impl CudaMachine {
+    /// Runs `first` and the likeliest tokens after it, at most [`STEPS`] of them, without waiting in between.
+    fn decode_greedily(&mut self, first: BatchRow, found: &mut [u32]) -> Result<(), MachineError> {
+        let begin = Instant::now();
+        for i in 0..found.len() {
+            self.memory.stage(i, &first.ahead(i), &self.rope, self.pages.pages(first.seq)?);
+            self.start(i, i == 0, true)?;
+            self.memory.choose(&self.device, &self.launcher, i, self.program.config.vocab)?;
+        }
+        self.memory.fetch_chosen(&self.device, found.len())?;
+        self.host_time += begin.elapsed();
+        self.finish()?;
+        found.copy_from_slice(&self.memory.host_chosen.as_mut()[..found.len()]);
+        if found.contains(&u32::MAX) { Err(MachineError::NoNumbers) } else { Ok(()) }
     }
 }
 
@@ -336,6 +357,10 @@ impl Machine for CudaMachine {
         self.info.clone()
     }
 
+    fn counters(&self) -> Option<Counters> {
+        Some(Counters { dispatches: self.device.launches(), host_time: self.host_time })
+    }
+
     fn program(&self) -> &Program {
         &self.program
     }
@@ -371,6 +396,23 @@ impl Machine for CudaMachine {
             }
         }
         Ok(self.pages.advance_all(batch)?)
+    }
+
+    fn greedy_tokens(&self) -> usize {
+        STEPS
+    }
+
+    fn run_greedy(&mut self, seq: SeqId, token: u32, found: &mut [u32]) -> Result<(), MachineError> {
+        let vocab = self.program.config.vocab;
+        let first = BatchRow::admit_greedy(seq, token, found.len(), vocab, &mut self.pages)?;
+        self.device.enter()?;
+        let (mut token, mut done) = (token, 0);
+        for found in found.chunks_mut(STEPS) {
+            self.decode_greedily(BatchRow { token, ..first.ahead(done) }, found)?;
+            done += found.len();
+            token = found[found.len() - 1];
+        }
+        Ok(self.pages.advance(seq, done)?)
     }
 }
 

@@ -5,14 +5,18 @@ use upg_pdvm::{BatchRow, MachineError, MachineOptions, PAGE_TOKENS, rope::RopeTa
 
 use crate::{
     abi,
-    driver::{Buffer, Pinned},
+    driver::{Buffer, Device, Pinned},
+    execute::Launcher,
     layout,
     load::Model,
     plan::{Buffers, Plan, heads_a_group},
 };
 
-/// Words of a step before its RoPE angles: the barrier's counter, room for alignment, token and position.
+/// Words of a step before its RoPE angles: token, position, the barrier's counter, room for alignment. The token comes
+/// first, since the device may have chosen it: then the rest alone is sent.
 const STEP_HEAD: usize = 4;
+/// Steps that may be on their way at once.
+pub(crate) const STEPS: usize = 8;
 
 /// Buffers of a machine.
 pub(crate) struct Memory {
@@ -25,9 +29,13 @@ pub(crate) struct Memory {
     pub arrived: Buffer,
     pub failed: Buffer,
     /// What changes from token to token: see [`Memory::stage`].
-    pub step: Buffer,
-    pub step_words: usize,
-    pub host_step: Pinned<u32>,
+    step: Buffer,
+    step_words: usize,
+    /// Tokens that the device chose, and what it needs to choose them.
+    chosen: Buffer,
+    vote: Buffer,
+    host_steps: Pinned<u32>,
+    pub host_chosen: Pinned<u32>,
     pub host_logits: Pinned<f32>,
     pub host_failed: Pinned<u32>,
 }
@@ -69,8 +77,11 @@ impl Memory {
             arrived: Buffer::zeroed(4 * groups)?,
             failed: Buffer::zeroed(4)?,
             step: Buffer::zeroed(4 * step_words)?,
+            chosen: Buffer::zeroed(4 * STEPS)?,
+            vote: Buffer::zeroed(16)?,
             step_words,
-            host_step: Pinned::zeroed(step_words)?,
+            host_steps: Pinned::zeroed(STEPS * step_words)?,
+            host_chosen: Pinned::zeroed(STEPS)?,
             host_logits: Pinned::zeroed(config.vocab)?,
             host_failed: Pinned::zeroed(1)?,
             _scratch: scratch,
@@ -98,7 +109,7 @@ impl Memory {
             embed_scales: model.embedding.scales.at(),
             embed_bits: model.embedding.bits.get() as i32,
             rope: step(STEP_HEAD),
-            token: step(2),
+            token: step(0),
             pages: step(STEP_HEAD + config.rope.dim),
             cache: self.cache.at(),
             layers: config.layers as i32,
@@ -107,7 +118,7 @@ impl Memory {
             a: self.buffers.a,
             partial: self.partial.at(),
             arrived: self.arrived.at(),
-            barrier: step(0),
+            barrier: step(2),
             failed: self.failed.at(),
             patience,
         };
@@ -124,14 +135,39 @@ impl Memory {
         self.tables.at()
     }
 
-    /// Writes a token's step: the barrier's counter (0), token, position, cosines and
-    /// sines of the position, and the pages of its sequence.
-    pub(crate) fn stage(&mut self, row: &BatchRow, rope: &RopeTable, pages: &[u32]) {
-        let (head, rest) = self.host_step.as_mut().split_at_mut(STEP_HEAD);
-        head.copy_from_slice(&[0, 0, row.token, row.position as u32]);
+    /// Writes step `i`: token, position, the barrier's counter (0), cosines and sines of the position, and the pages of its
+    /// sequence.
+    pub(crate) fn stage(&mut self, i: usize, row: &BatchRow, rope: &RopeTable, pages: &[u32]) {
+        let step = &mut self.host_steps.as_mut()[i * self.step_words..][..self.step_words];
+        let (head, rest) = step.split_at_mut(STEP_HEAD);
+        head.copy_from_slice(&[row.token, row.position as u32, 0, 0]);
         let (angles, table) = rest.split_at_mut(2 * rope.pairs());
         let (cos, sin) = bytemuck::cast_slice_mut(angles).split_at_mut(rope.pairs());
         rope.fill(row.position, row.rope_length, cos, sin);
         table[..pages.len()].copy_from_slice(pages);
+    }
+
+    /// Starts sending step `i`, with its token or with the one that the device chose.
+    pub(crate) fn send_step(&self, device: &Device, i: usize, with_token: bool) -> Result<(), MachineError> {
+        let (first, skipped) = (i * self.step_words, usize::from(!with_token));
+        let range = first + skipped..first + self.step_words;
+        self.host_steps.send(device, range, self.step.at() + 4 * skipped as u64)
+    }
+
+    /// Starts choosing the likeliest token after step `i`, which the next step runs.
+    pub(crate) fn choose(
+        &self,
+        device: &Device,
+        launcher: &Launcher,
+        i: usize,
+        vocab: usize,
+    ) -> Result<(), MachineError> {
+        let logits = (self.buffers.logits, vocab);
+        launcher.choose(device, logits, self.vote.at(), self.step.at(), self.chosen.at() + 4 * i as u64)
+    }
+
+    /// Starts fetching the first `count` tokens that were chosen.
+    pub(crate) fn fetch_chosen(&mut self, device: &Device, count: usize) -> Result<(), MachineError> {
+        self.host_chosen.fetch(device, 0..count, self.chosen.at())
     }
 }

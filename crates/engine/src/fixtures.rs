@@ -114,6 +114,8 @@ pub(crate) struct ScriptedMachine {
     pub(crate) runs: Vec<usize>,
     /// Fails at the run of that number.
     pub(crate) fail_at: Option<usize>,
+    /// Tokens that it chooses by itself.
+    pub(crate) greedy: usize,
 }
 
 impl ScriptedMachine {
@@ -125,6 +127,7 @@ impl ScriptedMachine {
             sequences: vec![Vec::new(); options.sequences],
             runs: Vec::new(),
             fail_at: None,
+            greedy: 1,
             options,
             script,
         }
@@ -160,6 +163,10 @@ impl Machine for ScriptedMachine {
 
     fn kv_mut(&mut self) -> &mut KvPages {
         &mut self.kv
+    }
+
+    fn greedy_tokens(&self) -> usize {
+        self.greedy
     }
 
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError> {

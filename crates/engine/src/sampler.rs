@@ -76,6 +76,11 @@ impl SamplingOptions {
         within("logprobs", self.logprobs.unwrap_or(0) as f32, 0.0, 1000.0, "from 0 to 1000")
     }
 
+    /// Whether the likeliest token is taken and nothing else is asked: then a machine can choose it.
+    pub fn is_plain_greedy(&self) -> bool {
+        self.temperature == 0.0 && !self.penalises() && self.logprobs.is_none()
+    }
+
     fn penalises(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }

@@ -20,7 +20,7 @@ mod weights;
 pub use kv::{KvError, KvPages, PAGE_TOKENS, SeqId};
 pub use kv_kind::KvKind;
 pub use machine::{
-    Batch, BatchRow, Counters, Logits, Machine, MachineError, MachineInfo, MachineOptions, Segment,
+    Batch, BatchRow, Counters, Logits, Machine, MachineError, MachineInfo, MachineOptions, Segment, likeliest,
 };
 pub use program::{Op, Program, lower};
 pub use reference::ReferenceMachine;

@@ -110,6 +110,49 @@ impl BatchRow {
         }
         Ok(())
     }
+
+    /// What a machine's own [`Machine::run_greedy`] begins with: checks the token, takes the KV pages that `count` tokens
+    /// need and returns the first one's row. It ends with [`KvPages::advance`].
+    ///
+    /// # Errors
+    /// A token past the vocabulary, a closed sequence, a full context.
+    pub fn admit_greedy(
+        seq: SeqId,
+        token: u32,
+        count: usize,
+        vocab: usize,
+        kv: &mut KvPages,
+    ) -> Result<Self, MachineError> {
+        if token as usize >= vocab {
+            return Err(MachineError::Token { token, vocab });
+        }
+        kv.check(seq, count)?;
+        kv.reserve(seq, count)?;
+        let position = kv.len(seq)?;
+        let rope_length = kv.reach(seq)?.max(position + 1);
+        Ok(Self { seq, token, position, rope_length, logits: true })
+    }
+
+    /// The row `count` tokens further on, whose token the device chooses.
+    pub fn ahead(self, count: usize) -> Self {
+        let position = self.position + count;
+        Self { position, rope_length: self.rope_length.max(position + 1), ..self }
+    }
+}
+
+/// The token with the largest logit, the lowest one of several; `None` where a logit is NaN or infinity, or all are
+/// negative infinity.
+pub fn likeliest(logits: &[f32]) -> Option<u32> {
+    let (mut best, mut most) = (None, f32::NEG_INFINITY);
+    for (token, &logit) in (0..).zip(logits) {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return None;
+        }
+        if logit > most {
+            (best, most) = (Some(token), logit);
+        }
+    }
+    best
 }
 
 /// What a machine is asked to be. All sizes are fixed at load time.
@@ -207,6 +250,9 @@ pub enum MachineError {
         /// Rows asked for, times the vocabulary.
         expected: usize,
     },
+    /// Logits from which no token can be chosen.
+    #[error("the logits are no numbers: the model or its file is damaged; run `upg inspect --verify`")]
+    NoNumbers,
     /// The KV cache is full.
     #[error(transparent)]
     Kv(KvError),
@@ -261,4 +307,33 @@ pub trait Machine: Send {
     /// # Errors
     /// See [`MachineError`]. The sequences are as before then.
     fn run(&mut self, batch: &Batch<'_>, logits: &mut [f32]) -> Result<(), MachineError>;
+
+    /// Tokens that [`Machine::run_greedy`] is best asked for at a time; 1 where asking for several saves nothing.
+    fn greedy_tokens(&self) -> usize {
+        1
+    }
+
+    /// Runs `token` and then, each time, the likeliest token after the last one ([`likeliest`]) until `found` is full. The
+    /// sequence then holds `token` and all that was found but the last. A machine that chooses on its device need not wait
+    /// for the host between two tokens, nor copy logits.
+    ///
+    /// # Errors
+    /// See [`MachineError`]. The sequence is as before then.
+    fn run_greedy(&mut self, seq: SeqId, token: u32, found: &mut [u32]) -> Result<(), MachineError> {
+        let start = self.kv().len(seq)?;
+        self.kv().check(seq, found.len())?;
+        let mut logits = vec![0.0; self.program().config.vocab];
+        let mut last = token;
+        for found in found {
+            let run = self.run(&[Segment { seq, tokens: &[last], logits: Logits::Last }], &mut logits);
+            match run.and_then(|()| likeliest(&logits).ok_or(MachineError::NoNumbers)) {
+                Ok(token) => (*found, last) = (token, token),
+                Err(error) => {
+                    self.kv_mut().truncate(seq, start)?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
 }

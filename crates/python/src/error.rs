@@ -61,7 +61,7 @@ fn message(error: &anyhow::Error) -> String {
 fn engine(error: &EngineError, text: String) -> PyErr {
     match error {
         EngineError::Machine(MachineError::Kv(KvError::TooManySequences(_))) => BusyError::new_err(text),
-        EngineError::Machine(MachineError::Weights(_))
+        EngineError::Machine(MachineError::Weights(_) | MachineError::NoNumbers)
         | EngineError::Format(_)
         | EngineError::Tokenizer(TokenizerError::Load(_) | TokenizerError::Vocabulary { .. })
         | EngineError::Template(TemplateError::Compile(_))

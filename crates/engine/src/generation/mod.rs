@@ -6,6 +6,7 @@ mod session;
 mod track;
 
 use std::{
+    collections::VecDeque,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -18,7 +19,7 @@ pub use session::Session;
 pub(crate) use session::check_prompt;
 use track::Track;
 
-use crate::{EngineError, Tokenizer};
+use crate::{EngineError, Tokenizer, sampler::Choice};
 
 /// What all generations with one model share.
 #[derive(Clone, Copy)]
@@ -34,6 +35,8 @@ pub struct Answer {
     track: Track,
     /// The token to run next; `None` where the logits are already there.
     pending: Option<u32>,
+    /// Tokens after the pending one that the machine has chosen already; all but the last have been run.
+    ahead: VecDeque<u32>,
     logits: Vec<f32>,
     stats: Stats,
 }
@@ -64,7 +67,7 @@ impl Answer {
             weight_bytes: machine.info().weight_bytes,
             ..Stats::default()
         };
-        Ok(Self { track, pending: None, logits, stats })
+        Ok(Self { track, pending: None, ahead: VecDeque::new(), logits, stats })
     }
 
     /// Why the answer ended; `None` while it goes on. The last piece may still be to come.
@@ -96,6 +99,21 @@ impl Answer {
         Ok(self.track.take_piece())
     }
 
+    /// Runs a token, and those that the machine itself chooses to follow it.
+    fn run(&mut self, machine: &mut dyn Machine, session: &Session, token: u32) -> Result<(), EngineError> {
+        let (seq, length) = (session.seq(), session.tokens().len());
+        let room = machine.options().context - length;
+        let count = machine.greedy_tokens().min(self.track.greedy_left()).min(room);
+        if count > 1 && !machine.rope_switches(seq, length + count)? {
+            let mut found = vec![0; count];
+            machine.run_greedy(seq, token, &mut found)?;
+            self.ahead.extend(found);
+        } else {
+            machine.run(&[Segment { seq, tokens: &[token], logits: Logits::Last }], &mut self.logits)?;
+        }
+        Ok(())
+    }
+
     /// One more token.
     fn step(
         &mut self,
@@ -109,16 +127,19 @@ impl Answer {
         }
         let begin = Instant::now();
         if let Some(token) = self.pending.take() {
-            if !session.make_ready(machine, cancel)? {
-                return self.track.end(model, FinishReason::Cancelled);
+            if self.ahead.is_empty() {
+                if !session.make_ready(machine, cancel)? {
+                    return self.track.end(model, FinishReason::Cancelled);
+                }
+                self.run(machine, session, token)?;
             }
-            let tokens = [token];
-            let segment = Segment { seq: session.seq(), tokens: &tokens, logits: Logits::Last };
-            machine.run(&[segment], &mut self.logits)?;
             session.push(token);
         }
         let room = session.tokens().len() < machine.options().context;
-        self.pending = self.track.advance(model, &self.logits, room)?;
+        self.pending = match self.ahead.pop_front() {
+            Some(token) => self.track.take(model, Choice { token, logprob: None }, room)?,
+            None => self.track.advance(model, &self.logits, room)?,
+        };
         self.stats.count(self.track.generated(), begin.elapsed());
         Ok(())
     }

@@ -200,6 +200,45 @@ fn a_prompts_beginning_is_not_run_again() {
 }
 
 #[test]
+fn tokens_that_the_machine_chooses_ahead_change_no_answer() {
+    let text = "abcdefghij";
+    for options in [
+        greedy(),
+        GenerationOptions { max_tokens: Some(7), ..greedy() },
+        GenerationOptions { stop: vec!["ef".into()], ..greedy() },
+        GenerationOptions {
+            sampling: SamplingOptions { logprobs: Some(1), ..SamplingOptions::greedy() },
+            ..greedy()
+        },
+    ] {
+        let expected = answer(&mut answering(text), &HI, &options);
+        for ahead in [2, 3, 8] {
+            let mut machine = answering(text);
+            machine.greedy = ahead;
+            let mut session = Session::open(&mut machine).unwrap();
+            let found = answer_in(&mut machine, &mut session, &HI, &options);
+            assert_eq!(found.texts(), expected.texts());
+            assert_eq!(found.finish, expected.finish);
+            assert_eq!(found.stats.generated_tokens, expected.stats.generated_tokens);
+            // What it ran for nothing is forgotten: the conversation goes on.
+            let said: Vec<u32> = session.tokens().to_vec();
+            let next = answer_in(&mut machine, &mut session, &[&said[..], &[120]].concat(), &options);
+            assert_eq!(next.stats.cached_tokens, said.len());
+            session.close(&mut machine);
+            assert_eq!(machine.kv().used(), 0);
+        }
+    }
+    // The context's end is met exactly.
+    let say = vec![97; 20];
+    for ahead in [1, 4] {
+        let mut machine = ScriptedMachine::saying(options(10), 2, say.clone(), END);
+        machine.greedy = ahead;
+        let full = answer(&mut machine, &HI, &greedy());
+        assert_eq!((full.stats.generated_tokens, full.finish), (9, FinishReason::Length));
+    }
+}
+
+#[test]
 fn cancelling_ends_an_answer_and_a_prompt() {
     let tokenizer = byte_level();
     let model = Model { tokenizer: &tokenizer, stop_tokens: &[END] };

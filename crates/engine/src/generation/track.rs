@@ -1,5 +1,5 @@
 use super::{FinishReason, GenerationOptions, Model, Piece, Step};
-use crate::{EngineError, Sampler, TextStream, stop::StopTexts};
+use crate::{EngineError, Sampler, TextStream, sampler::Choice, stop::StopTexts};
 
 /// The state of one answer, apart from the machine: what was said, and whether it has ended.
 pub(super) struct Track {
@@ -8,6 +8,7 @@ pub(super) struct Track {
     stops: StopTexts,
     ignore_stop_tokens: bool,
     max_tokens: usize,
+    plain_greedy: bool,
     generated: usize,
     piece: Piece,
     finish: Option<FinishReason>,
@@ -31,6 +32,7 @@ impl Track {
             stops: StopTexts::new(&options.stop),
             ignore_stop_tokens: options.ignore_stop_tokens,
             max_tokens,
+            plain_greedy: options.sampling.is_plain_greedy(),
             generated: 0,
             piece: Piece::default(),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
@@ -50,6 +52,11 @@ impl Track {
         self.generated
     }
 
+    /// Tokens still wanted that the machine may choose by itself.
+    pub(super) fn greedy_left(&self) -> usize {
+        if self.plain_greedy { self.max_tokens - self.generated } else { 0 }
+    }
+
     /// Chooses a token after `logits` and takes it in. Returns the token to run next, unless the answer has ended;
     /// `room`: the cache has a place for it.
     pub(super) fn advance(
@@ -59,6 +66,16 @@ impl Track {
         room: bool,
     ) -> Result<Option<u32>, EngineError> {
         let choice = self.sampler.sample(logits)?;
+        self.take(model, choice, room)
+    }
+
+    /// Takes in a token that was chosen. Returns what [`Track::advance`] does.
+    pub(super) fn take(
+        &mut self,
+        model: Model<'_>,
+        choice: Choice,
+        room: bool,
+    ) -> Result<Option<u32>, EngineError> {
         let token = choice.token;
         self.sampler.accept(token);
         self.generated += 1;

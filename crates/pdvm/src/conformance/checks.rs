@@ -4,7 +4,7 @@
 use super::Make;
 use crate::{
     Batch, KvError, KvKind, Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, SeqId,
-    Weights, lower, rotation::SplitMix64,
+    Weights, likeliest, lower, rotation::SplitMix64,
 };
 
 /// Tokens of a sequence: more than a page, and no whole number of pages.
@@ -13,13 +13,14 @@ pub(super) const CONTEXT: usize = 168;
 /// A check's name and what runs it: the worst relative error, or what went wrong.
 type Check = (&'static str, fn(&mut Pair) -> Result<f32, String>);
 
-pub(super) const CHECKS: [Check; 8] = [
+pub(super) const CHECKS: [Check; 9] = [
     ("whole prompt", whole_prompt),
     ("token by token", token_by_token),
     ("uneven chunks", uneven_chunks),
     ("several sequences", several_sequences),
     ("truncate and continue", truncate_and_continue),
     ("same bits again", same_bits),
+    ("greedy", greedy),
     ("errors change nothing", errors_change_nothing),
     ("info and program", info_and_program),
 ];
@@ -120,6 +121,43 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
     let relative = (error / length).sqrt() as f32;
     // NaN would win no comparison.
     if relative.is_finite() { relative } else { f32::INFINITY }
+}
+
+/// Tokens that the machine chooses itself are those that its logits choose, and leave the same behind.
+fn greedy(pair: &mut Pair) -> Result<f32, String> {
+    let prompt = pair.prompt[..9].to_vec();
+    let (first, rest) = prompt.split_at(8);
+    let [one, other] = [pair.open(0)?, pair.open(0)?];
+    for seq in [one, other] {
+        pair.run_one(seq, first, Logits::None)?;
+    }
+    let mut found = [0; 21];
+    pair.machine.run_greedy(one, rest[0], &mut found).map_err(text)?;
+    let mut tokens = prompt.clone();
+    for &token in &found {
+        let last = tokens[tokens.len() - 1];
+        let logits = pair.run_one(other, &[last], Logits::Last)?;
+        if likeliest(&logits) != Some(token) {
+            return Err(format!("token {token} at {} is not the likeliest", tokens.len()));
+        }
+        tokens.push(token);
+    }
+    // More than the context holds, and a token that there is not: refused, and nothing changed.
+    let before = pair.machine.kv().len(one).map_err(text)?;
+    let full = pair.machine.run_greedy(one, 1, &mut [0; CONTEXT]);
+    let none = pair.machine.run_greedy(one, pair.vocab as u32, &mut [0; 2]);
+    if before + 1 != tokens.len()
+        || pair.machine.kv().len(one) != Ok(before)
+        || !matches!(full, Err(MachineError::Kv(_)))
+        || !matches!(none, Err(MachineError::Token { .. }))
+    {
+        return Err(format!("{before} tokens in the cache, {full:?}, {none:?}"));
+    }
+    let logits = pair.run_one(one, &tokens[before..], Logits::Last)?;
+    let expected = pair.expected(&tokens, 0)?;
+    let error = pair.worst(&logits, &expected[before * pair.vocab..])?;
+    pair.close(&[one, other]);
+    Ok(error)
 }
 
 /// A prompt that fills the context, in one run.
