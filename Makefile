@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test python wheel arm parity check fixtures build doc clean
+.PHONY: help demo test python wheel arm platforms parity check fixtures build doc clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ wheel: ## A wheel of the Python package, tried in a clean virtual environment
 
 arm: ## The tests of codec and CPU machine on an emulated 64-bit Arm processor alone
 	scripts/test-aarch64.sh
+
+platforms: ## Type-check the command for Windows and macOS (on Debian)
+	scripts/check-platforms.sh
 
 parity: ## A table of what transformers and tiktoken compute, held against ours
 	$(CARGO) run --quiet --locked -p upg-parity
