@@ -36,9 +36,10 @@ pub struct CalibrationArgs {
     /// Tokens of calibration text, shared out over its files
     #[arg(long, value_name = "N", default_value = "16384")]
     tokens: NonZero<usize>,
-    /// Memory that calibration may take, such as 6GiB: less of its text is used where it needs more
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    memory: Option<u64>,
+    /// Memory that calibration may take: where it needs more, it uses less text, and text of its own is written by a coarser
+    /// draft
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "6GiB")]
+    memory: u64,
 }
 
 /// Whom a text is for.
@@ -54,7 +55,7 @@ pub struct Subject<'a> {
 
 impl CalibrationArgs {
     /// Bytes that calibration may take.
-    pub fn memory(&self) -> Option<u64> {
+    pub fn memory(&self) -> u64 {
         self.memory
     }
 
@@ -84,7 +85,7 @@ impl CalibrationArgs {
         // Less is no calibration.
         let tokens = self.tokens.get().max(Calibration::MIN_SEQUENCES * ctx);
         let Subject { checkpoint, out, threads, printer, interrupt, .. } = *subject;
-        Writing { checkpoint, out, tokens, ctx, threads, printer, interrupt }.text()
+        Writing { checkpoint, out, tokens, ctx, memory: self.memory, threads, printer, interrupt }.text()
     }
 
     fn files(&self, files: &[PathBuf], checkpoint: &dyn Checkpoint) -> anyhow::Result<(Vec<u32>, String)> {

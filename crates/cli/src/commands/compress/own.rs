@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use upg_checkpoint::{Checkpoint, Source};
 use upg_codec::Bits;
-use upg_compress::{CompressError, Folded, Options, Plan, Target, compress};
+use upg_compress::{CompressError, Folded, Options, Plan, Target, compress, plan::parameters};
 use upg_engine::{Engine, EngineOptions, Sampler, SamplingOptions};
 use upg_format::{Encoding, ModelConfig, TensorName};
 use upg_pdvm::{Logits, MachineError, Segment, SeqId};
@@ -22,11 +22,8 @@ use crate::{exit::Interrupted, interrupt::Interrupt, printer::Printer};
 /// How the texts begin, one a line: prose, facts, code and data, so that what is measured is not of one kind.
 const OPENINGS: &str = include_str!("own/openings.txt");
 
-/// The code of the draft that writes: near enough to the checkpoint, and read eight times faster.
-const DRAFT: Bits = Bits::B4;
-
 /// Bytes that the keys and values of the texts written at once may take.
-const MAX_KV: usize = 1 << 30;
+const MAX_KV: usize = 1 << 29;
 
 /// Texts written at once.
 const MAX_SEQUENCES: usize = 32;
@@ -45,6 +42,8 @@ pub struct Writing<'a> {
     pub tokens: usize,
     /// Tokens of a text.
     pub ctx: usize,
+    /// Bytes that the draft may take.
+    pub memory: u64,
     pub threads: Option<usize>,
     pub printer: &'a Printer,
     pub interrupt: &'a Interrupt,
@@ -59,8 +58,8 @@ struct Kept {
 }
 
 impl Writing<'_> {
-    /// The text: that of the run that this one goes on with, or a new one. The same checkpoint gives the same text, on any
-    /// number of threads.
+    /// The text: that of the run that this one goes on with, or a new one. The same checkpoint and memory give the same
+    /// text, on any number of threads.
     pub fn text(&self) -> anyhow::Result<Vec<u32>> {
         let identity = self.identity()?;
         let path = beside(self.out, TEXT);
@@ -82,7 +81,9 @@ impl Writing<'_> {
 
     /// What the text depends on.
     fn identity(&self) -> anyhow::Result<String> {
-        let mut identity = format!("{} {} {}", env!("CARGO_PKG_VERSION"), self.tokens, self.ctx);
+        let bits = draft_bits(self.checkpoint.config(), self.memory);
+        let mut identity =
+            format!("{} {} {} {}", env!("CARGO_PKG_VERSION"), self.tokens, self.ctx, bits.get());
         for source in self.checkpoint.sources() {
             identity += &match &source {
                 Source::Remote { name, sha256, .. } => format!(" {name} {sha256:?}"),
@@ -102,9 +103,10 @@ impl Writing<'_> {
             .note("the model writes text to be calibrated on (--calibrate none: without; FILE: give some)");
         let options = Options::default();
         let folded = Folded::new(self.checkpoint, options.rotation);
+        let bits = draft_bits(folded.config(), self.memory);
         let plan = Plan::new(folded.config(), 0, |name: TensorName| match name.kind().is_vector() {
             true => Encoding::F32,
-            false => Encoding::T8(DRAFT),
+            false => Encoding::T8(bits),
         })?;
         let options = Options { plan: Some(plan.to_json()), ..options };
         match compress(self.checkpoint, path, Target::Ratio(1.0), &options, &(), self.interrupt.flag()) {
@@ -163,9 +165,17 @@ fn beside(out: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// The code of the draft that writes: at 4 bits it is near enough to the checkpoint, and read eight times faster. What does
+/// not fit is written by one of 3 bits (with fewer a model writes no language).
+fn draft_bits(config: &ModelConfig, memory: u64) -> Bits {
+    let bytes = parameters(config).div_ceil(8).saturating_mul(Bits::B4.get() as u64);
+    if bytes.saturating_add(MAX_KV as u64) <= memory { Bits::B4 } else { Bits::B3 }
+}
+
 /// Texts whose keys and values fit, at least one.
 fn at_once(config: &ModelConfig, ctx: usize) -> usize {
-    let each = ctx * config.layers * 2 * config.kv_width() * size_of::<f32>();
+    // In f16, as the CPU usually keeps them.
+    let each = ctx * config.layers * 2 * config.kv_width() * 2;
     (MAX_KV / each).clamp(1, MAX_SEQUENCES)
 }
 
@@ -214,4 +224,20 @@ fn step(engine: &mut Engine, texts: &mut [Text], ctx: usize) -> anyhow::Result<(
         text.tokens.push(text.sampler.sample(logits)?.token);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use upg_pdvm::synthetic::{phi4, preset};
+
+    use super::*;
+
+    #[test]
+    fn a_draft_fits_where_it_can() {
+        let small = preset("smollm2-135m").unwrap();
+        assert_eq!(draft_bits(&small, 6 << 30), Bits::B4);
+        assert_eq!(draft_bits(&phi4(), 8 << 30), Bits::B4);
+        assert_eq!(draft_bits(&phi4(), 6 << 30), Bits::B3);
+        assert_eq!((at_once(&small, 512), at_once(&phi4(), 512)), (32, 5));
+    }
 }
