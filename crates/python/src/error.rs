@@ -73,7 +73,7 @@ fn engine(error: &EngineError, text: String) -> PyErr {
         | EngineError::EmptyPrompt
         | EngineError::ShortText { .. }
         | EngineError::NoTemplate => PromptError::new_err(text),
-        EngineError::Machine(_) => DeviceError::new_err(text),
+        EngineError::Machine(_) | EngineError::Logits(_) => DeviceError::new_err(text),
         EngineError::Cancelled => PyKeyboardInterrupt::new_err(text),
         EngineError::Sampling(_)
         | EngineError::Isa(_)
