@@ -101,7 +101,9 @@ def test_cancelling_a_task_ends_the_answer(model: upg.Model) -> None:
 
 
 SCRIPT = """
-import sys, upg
+import signal, sys, upg
+# Where tests are started in the background, the shell lets them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = upg.load(sys.argv[1])
 print("ready", flush=True)
 try:
