@@ -122,13 +122,7 @@ impl CompressArgs {
             allocate(config, &Sensitivities::prior(config), self.target(), beside)?;
         }
         let calibration = self.calibration.read(subject)?;
-        Ok(Options {
-            rotation,
-            plan,
-            calibration,
-            memory: Some(self.calibration.memory()),
-            ..Options::default()
-        })
+        Ok(Options { rotation, plan, calibration, memory: self.calibration.memory(), ..Options::default() })
     }
 }
 

@@ -22,27 +22,31 @@ pub(super) unsafe trait Vector: Copy {
 unsafe impl Vector for i32 {
     const LANES: usize = 1;
 
-    // SAFETY, of each method: none is needed, it is plain Rust.
+    // SAFETY: plain Rust, which runs everywhere.
     #[inline(always)]
     unsafe fn splat(number: i32) -> Self {
         number
     }
 
+    // SAFETY: plain Rust, which runs everywhere.
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         self.wrapping_add(other)
     }
 
+    // SAFETY: plain Rust, which runs everywhere.
     #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         self.wrapping_mul(other)
     }
 
+    // SAFETY: plain Rust, which runs everywhere.
     #[inline(always)]
     unsafe fn and(self, other: Self) -> Self {
         self & other
     }
 
+    // SAFETY: plain Rust, which runs everywhere.
     #[inline(always)]
     unsafe fn min(self, other: Self) -> Self {
         Ord::min(self, other)

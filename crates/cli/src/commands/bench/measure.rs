@@ -36,7 +36,7 @@ impl Tests {
 
     /// Tokens of the longest context.
     pub fn context(&self) -> usize {
-        self.list().iter().map(|test| test.depth + test.tokens).max().unwrap_or(0)
+        self.list().iter().map(|test| test.depth.saturating_add(test.tokens)).max().unwrap_or(0)
     }
 
     /// Whether there is anything to run.

@@ -23,6 +23,10 @@ const SEQUENCE: usize = 512;
 /// Characters that are tokenized for each token wanted: few tokens have more.
 const CHARACTERS: usize = 8;
 
+/// Memory of the draft that writes text, where nothing else is asked for: it does not depend on the machine, so that neither
+/// does the text.
+const DRAFT_MEMORY: u64 = 6 << 30;
+
 /// What stands for no text.
 const NONE: &str = "none";
 
@@ -36,10 +40,10 @@ pub struct CalibrationArgs {
     /// Tokens of calibration text, shared out over its files
     #[arg(long, value_name = "N", default_value = "16384")]
     tokens: NonZero<usize>,
-    /// Memory that calibration may take: where it needs more, it uses less text, and text of its own is written by a coarser
-    /// draft
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "6GiB")]
-    memory: u64,
+    /// Memory that calibration may take, such as 6GiB: less of its text is used where it needs more, which depends on the
+    /// number of threads [default: any; 6GiB for the draft that writes text]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
 }
 
 /// Whom a text is for.
@@ -55,7 +59,7 @@ pub struct Subject<'a> {
 
 impl CalibrationArgs {
     /// Bytes that calibration may take.
-    pub fn memory(&self) -> u64 {
+    pub fn memory(&self) -> Option<u64> {
         self.memory
     }
 
@@ -85,7 +89,8 @@ impl CalibrationArgs {
         // Less is no calibration.
         let tokens = self.tokens.get().max(Calibration::MIN_SEQUENCES * ctx);
         let Subject { checkpoint, out, threads, printer, interrupt, .. } = *subject;
-        Writing { checkpoint, out, tokens, ctx, memory: self.memory, threads, printer, interrupt }.text()
+        let memory = self.memory.unwrap_or(DRAFT_MEMORY);
+        Writing { checkpoint, out, tokens, ctx, memory, threads, printer, interrupt }.text()
     }
 
     fn files(&self, files: &[PathBuf], checkpoint: &dyn Checkpoint) -> anyhow::Result<(Vec<u32>, String)> {
