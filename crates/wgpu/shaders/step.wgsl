@@ -1,9 +1,10 @@
 // The step buffer: what changes from batch to batch (`src/step.rs` writes it).
-//   word 0: tokens of the batch; 1: splits of the context; 2: rows of logits
+//   word 0: tokens of the batch; 1: splits of the context; 2: rows of logits; 3: where the chosen token goes
 //   PAGES_AT:  the page table of each sequence, PAGES_A_SEQUENCE words each
 //   TABLES_AT: the look-up tables of the codes in use, 256 words each; never changes
 //   ROWS_AT:   a row a token, ROW_WORDS each (below), then cosines and sines of its position
 
+fn chosen_at() -> u32 { return step[3]; }
 fn row_at(n: u32) -> u32 { return ROWS_AT + n * ROW_WORDS; }
 fn row_token(n: u32) -> u32 { return step[row_at(n)]; }
 fn row_position(n: u32) -> u32 { return step[row_at(n) + 1u]; }

@@ -14,6 +14,8 @@ mod coop;
 mod gemv;
 mod gpu;
 mod layout;
+#[cfg(test)]
+mod likeliest_tests;
 mod limits;
 mod load;
 mod machine;

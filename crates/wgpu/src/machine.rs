@@ -1,15 +1,15 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use upg_format::ModelConfig;
 use upg_pdvm::{
     Batch, BatchRow, Counters, KvKind, KvPages, Machine, MachineError, MachineInfo, MachineOptions, Program,
-    Weights, lower, rope::RopeTable,
+    SeqId, Weights, lower, rope::RopeTable,
 };
 
 use crate::{
     gpu::{Gpu, Tuning},
     load::Model,
-    plan::{LOGITS, Lowering, Memory, Plan, Shape, kv_token_bytes},
+    plan::{CHOICES, LOGITS, Lowering, Memory, Plan, Shape, kv_token_bytes},
     shaders::Shaders,
     step::{Step, StepLayout},
     tune,
@@ -19,6 +19,9 @@ use crate::{
 /// lasts as long as the host is willing to wait, however busy that processor is.
 const TOKENS: usize = 512;
 const EMULATED_TOKENS: usize = 64;
+
+/// How long a reader may wait for tokens that the device chooses without the host.
+const BURST: Duration = Duration::from_millis(50);
 
 /// The wgpu machine: T8 weights in quads of rows on one adapter, 32-bit float activations and sums, an f16 KV cache in
 /// pages. The program is a list of dispatches; batches of a few tokens decode weights for each token, larger ones
@@ -40,6 +43,8 @@ pub struct WgpuMachine {
     /// Commands of one token, encoded while the device worked on the last.
     prepared: Option<(Shape, wgpu::CommandBuffer)>,
     counters: Counters,
+    /// What the last token took that ran alone, or each of those that the device chose.
+    token_time: Duration,
     _model: Model,
     pub(crate) gpu: Gpu,
 }
@@ -113,6 +118,7 @@ impl WgpuMachine {
             memory,
             prepared: None,
             counters: Counters::default(),
+            token_time: BURST,
             _model: model,
             gpu,
         })
@@ -146,23 +152,69 @@ impl WgpuMachine {
 
     /// Submits the body, where asked for, and the head for the rows of logits that are staged; waits for these.
     fn submit(&mut self, shape: Shape, body: bool, logits: &mut [f32]) -> Result<(), MachineError> {
+        let start = Instant::now();
+        self.send(shape, body, true)?;
+        self.counters.host_time += start.elapsed();
+        match logits {
+            [] => self.gpu.wait()?,
+            logits => self.gpu.read(&self.memory.staging, logits)?,
+        }
+        if shape.tokens == 1 {
+            self.token_time = start.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Gives the device the body, where asked for, and the head, with the tokens that are staged or with the one that it
+    /// has chosen itself.
+    fn send(&mut self, shape: Shape, body: bool, with_token: bool) -> Result<(), MachineError> {
         self.gpu.alive()?;
         self.shape = shape;
-        let start = Instant::now();
         let commands = match self.prepared.take() {
             Some((prepared, commands)) if body && prepared == shape => commands,
             _ => self.encode(shape, body),
         };
-        let queue = &self.gpu.queue;
-        queue.write_buffer(&self.memory.step, 0, bytemuck::cast_slice(self.step.used(shape.tokens)));
-        queue.submit([commands]);
+        let (words, token) = (self.step.used(shape.tokens), self.step.token_at());
+        let write = |at: usize, words: &[u32]| {
+            let at = (at * size_of::<u32>()) as u64;
+            self.gpu.queue.write_buffer(&self.memory.step, at, bytemuck::cast_slice(words));
+        };
+        if with_token {
+            write(0, words);
+        } else {
+            write(0, &words[..token]);
+            write(token + 1, &words[token + 1..]);
+        }
+        self.gpu.queue.submit([commands]);
         if shape.tokens == 1 {
             // While the device works: the next token's commands are most likely the same.
             self.prepared = Some((shape, self.encode(shape, true)));
         }
         self.counters.dispatches += self.plan.dispatches(shape) as u64;
+        Ok(())
+    }
+
+    /// Runs `first` and the likeliest tokens after it, at most [`CHOICES`] of them, without waiting in between.
+    fn decode_greedily(&mut self, first: BatchRow, found: &mut [u32]) -> Result<(), MachineError> {
+        let start = Instant::now();
+        for i in 0..found.len() {
+            let row = first.ahead(i);
+            let shape = Shape { logits: 1, chooses: true, ..Shape::new(1, row.position + 1) };
+            self.step.stage(&[row], shape.splits, &self.pages, &self.rope)?;
+            let tiles = self.step.stage_tiles(&[row], self.block_tokens);
+            self.step.stage_logits(&[0]);
+            self.step.stage_choice(1 + i);
+            self.send(Shape { tiles, ..shape }, true, i == 0)?;
+        }
+        let Memory { chosen, chosen_staging, .. } = &self.memory;
+        let mut encoder =
+            self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        encoder.copy_buffer_to_buffer(chosen, 4, chosen_staging, 0, size_of_val(found) as u64);
+        self.gpu.queue.submit([encoder.finish()]);
         self.counters.host_time += start.elapsed();
-        if logits.is_empty() { self.gpu.wait() } else { self.gpu.read(&self.memory.staging, logits) }
+        self.gpu.read(chosen_staging, found)?;
+        self.token_time = start.elapsed() / found.len() as u32;
+        if found.contains(&u32::MAX) { Err(MachineError::NoNumbers) } else { Ok(()) }
     }
 
     /// The commands of a batch of this shape, or of its head alone.
@@ -178,7 +230,10 @@ impl WgpuMachine {
                 self.plan.record_head(&mut pass, shape);
             }
         }
-        if shape.logits > 0 {
+        if shape.chooses {
+            let token = (self.step.token_at() * size_of::<u32>()) as u64;
+            encoder.copy_buffer_to_buffer(&self.memory.chosen, 0, &self.memory.step, token, 4);
+        } else if shape.logits > 0 {
             let bytes = (shape.logits * self.program.config.vocab * size_of::<f32>()) as u64;
             encoder.copy_buffer_to_buffer(&self.memory.logits, 0, &self.memory.staging, 0, bytes);
         }
@@ -222,6 +277,23 @@ impl Machine for WgpuMachine {
             written += self.run_rows(first, last, &mut logits[written..])?;
         }
         Ok(self.pages.advance_all(batch)?)
+    }
+
+    fn greedy_tokens(&self) -> usize {
+        let fit = BURST.as_nanos() / self.token_time.as_nanos().max(1);
+        (fit as usize).clamp(1, CHOICES)
+    }
+
+    fn run_greedy(&mut self, seq: SeqId, token: u32, found: &mut [u32]) -> Result<(), MachineError> {
+        let vocab = self.program.config.vocab;
+        let first = BatchRow::admit_greedy(seq, token, found.len(), vocab, &mut self.pages)?;
+        let (mut token, mut done) = (token, 0);
+        for found in found.chunks_mut(CHOICES) {
+            self.decode_greedily(BatchRow { token, ..first.ahead(done) }, found)?;
+            done += found.len();
+            token = found[found.len() - 1];
+        }
+        Ok(self.pages.advance(seq, done)?)
     }
 }
 

@@ -32,6 +32,7 @@ fn shaders(config: &ModelConfig, target: Target, codes: &[Code]) -> Vec<Shader> 
         shaders.attend(),
         shaders.attend_block(),
         shaders.join(),
+        shaders.likeliest(),
         shaders.head_input(),
     ];
     all.extend(shaders.mlp_hadamard());

@@ -19,6 +19,8 @@ pub(crate) const LOGITS: usize = 64;
 /// The most splits of a context, and the fewest blocks of keys that are worth one.
 const MOST_SPLITS: usize = 64;
 const BLOCKS_A_SPLIT: usize = 1;
+/// Tokens that the device chooses one after the other before the host waits for them.
+pub(crate) const CHOICES: usize = 8;
 
 /// Buffers that dispatches pass numbers in; a row a token.
 pub(crate) struct Memory {
@@ -43,6 +45,9 @@ pub(crate) struct Memory {
     pub logits: wgpu::Buffer,
     /// The logits where the host can read them.
     pub staging: wgpu::Buffer,
+    /// Tokens that the device has chosen: the last one, then all of a run.
+    pub chosen: wgpu::Buffer,
+    pub chosen_staging: wgpu::Buffer,
     /// Keys and values of each layer.
     caches: Vec<wgpu::Buffer>,
 }
@@ -84,6 +89,12 @@ impl Memory {
                 4 * logits * config.vocab as u64,
                 wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             )?,
+            chosen: gpu.storage("chosen tokens", 4 * (1 + CHOICES) as u64)?,
+            chosen_staging: gpu.buffer(
+                "chosen tokens for the host",
+                4 * CHOICES as u64,
+                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            )?,
             caches: (0..config.layers).map(|l| gpu.storage(&label(l), cache)).collect::<Result<_, _>>()?,
         })
     }
@@ -100,6 +111,8 @@ pub(crate) struct Shape {
     pub tiles: usize,
     /// Rows of logits.
     pub logits: usize,
+    /// Whether the device chooses the next token by them.
+    pub chooses: bool,
 }
 
 impl Shape {
@@ -108,7 +121,7 @@ impl Shape {
         let splits = (length.div_ceil(KEYS) / BLOCKS_A_SPLIT).clamp(1, MOST_SPLITS);
         // Rounded down to a power of two: a shape in use stays in use.
         let splits = if tokens <= FEW { 1 << splits.ilog2() } else { 1 };
-        Self { tokens, splits, tiles: 0, logits: 0 }
+        Self { tokens, splits, tiles: 0, logits: 0, chooses: false }
     }
 }
 
@@ -192,6 +205,8 @@ pub(crate) struct Plan {
     body: Vec<Work>,
     /// Run for the rows of logits only.
     head: Vec<Work>,
+    /// Run where the device chooses.
+    choice: Vec<Work>,
 }
 
 impl Plan {
@@ -218,9 +233,12 @@ impl Plan {
         linears.take(24).for_each(|dispatch| dispatch.record(pass, 1, shape, self.workgroups));
     }
 
-    /// Records the head.
+    /// Records the head, and the choice of a token where the device makes it.
     pub(crate) fn record_head(&self, pass: &mut wgpu::ComputePass<'_>, shape: Shape) {
         self.record(&self.head, pass, shape.logits, shape);
+        if shape.chooses {
+            self.record(&self.choice, pass, 1, shape);
+        }
     }
 }
 
@@ -232,7 +250,9 @@ impl Plan {
     ) -> impl Iterator<Item = (&str, impl Fn(&mut wgpu::ComputePass<'_>))> {
         let body = self.body.iter().map(move |work| (work, shape.tokens));
         let head = self.head.iter().map(move |work| (work, shape.logits));
+        let choice = self.choice.iter().map(move |work| (work, usize::from(shape.chooses)));
         body.chain(head)
+            .chain(choice)
             .filter(move |(_, tokens)| *tokens > 0)
             .flat_map(move |(work, tokens)| work.dispatches(tokens).iter().map(move |d| (d, tokens)))
             .filter(move |(dispatch, _)| !dispatch.is_left_out(shape))
@@ -269,6 +289,8 @@ impl Lowering<'_> {
                 _ => self.lower(*op, &mut plan.body)?,
             }
         }
+        let Memory { step, logits, chosen, .. } = self.memory;
+        plan.choice.push(self.work(&self.shaders.likeliest(), &[step, logits, chosen], Grid::Tokens(1))?);
         Ok(plan)
     }
 

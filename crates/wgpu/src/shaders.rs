@@ -254,6 +254,19 @@ impl Shaders {
         )
     }
 
+    /// The choice of the likeliest token. Buffers: step, logits, chosen.
+    pub(crate) fn likeliest(&self) -> Shader {
+        self.shader(
+            "likeliest".into(),
+            &[("step", "u32", false), ("logits", "u32", false), ("chosen", "u32", true)],
+            &[
+                "const THREADS: u32 = 256u;\n",
+                include_str!("../shaders/step.wgsl"),
+                include_str!("../shaders/likeliest.wgsl"),
+            ],
+        )
+    }
+
     /// The names, elements and accesses of a linear's buffers: step, input, the matrices, their scales and biases, outputs.
     fn buffers(&self, linear: &Linear) -> Vec<(&'static str, &'static str, bool)> {
         let mut buffers = vec![("step", "u32", false), ("input", "vec4<f32>", false)];

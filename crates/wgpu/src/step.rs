@@ -119,6 +119,16 @@ impl Step {
         tiles
     }
 
+    /// Stages where the token goes that the device chooses: a place of [`crate::plan::Memory::chosen`].
+    pub(crate) fn stage_choice(&mut self, place: usize) {
+        self.words[3] = place as u32;
+    }
+
+    /// The first row's word that names its token.
+    pub(crate) fn token_at(&self) -> usize {
+        self.layout.rows_at
+    }
+
     /// Stages which tokens' logits are computed.
     pub(crate) fn stage_logits(&mut self, tokens: &[usize]) {
         let StepLayout { rows_at, row_words, .. } = self.layout;
