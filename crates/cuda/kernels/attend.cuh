@@ -1,6 +1,7 @@
 // FlashAttention for one token (Dao et al. 2022; split over the context as in Flash-Decoding): each block takes a
 // group of query heads that share a key/value head and a split of the context, reads every key and value once for all
-// of them, and keeps a running maximum and sum. The last block of a group to finish merges the splits, in their order.
+// of them, and keeps a running maximum and sum. Where there are several splits, their blocks pass what they found on to each
+// other, and each merges a share of the outputs, the splits in their order.
 #pragma once
 #include "linear.cuh"
 
@@ -8,20 +9,20 @@ constexpr int SPLIT_TOKENS = 32;     // the fewest tokens that are worth a block
 constexpr int MERGED = HEADS_A_GROUP % 4 == 0 ? 4 : HEADS_A_GROUP % 3 == 0 ? 3 : HEADS_A_GROUP % 2 == 0 ? 2 : 1;   // heads merged at a time
 constexpr float LOG2E = 1.4426950408889634f;
 
-__device__ __forceinline__ void unpack8(const u16* from, float* to) {
-    uint4 f = __ldcg(reinterpret_cast<const uint4*>(from));
+__device__ __forceinline__ void unpack8(const uint4& f, float* to) {
     const u32* w = &f.x;
 #pragma unroll
     for (int i = 0; i < 4; i++) { to[2 * i] = half_to_float(w[i] & 0xffff); to[2 * i + 1] = half_to_float(w[i] >> 16); }
 }
 
-// Element `i` of a head turned by RoPE: dimension i pairs with i + rope_dim/2. `rope` holds cosines, then sines.
-__device__ __forceinline__ float roped(const float* head, int i, const float* rope, int dim) {
+// Element `i` of a head turned by RoPE, as soon as it is there: dimension i pairs with i + rope_dim/2. `rope` holds cosines,
+// then sines.
+__device__ __forceinline__ float roped(const float* head, int i, const float* rope, int dim, u32 tag, const Wait& wait) {
     const int half = dim / 2;
-    const float x = __ldcg(head + i);
-    if (i >= dim) return x;
-    const float c = __ldcg(rope + i % half), s = __ldcg(rope + half + i % half);
-    return i < half ? x * c - __ldcg(head + i + half) * s : x * c + __ldcg(head + i - half) * s;
+    if (i >= dim) return receive(head + i, tag, wait);
+    const float c = __ldg(rope + i % half), s = __ldg(rope + half + i % half);
+    const float x = receive(head + i, tag, wait);
+    return i < half ? x * c - receive(head + i + half, tag, wait) * s : x * c + receive(head + i - half, tag, wait) * s;
 }
 
 __device__ __forceinline__ u16* cached(const Run& run, int layer, int value, int head, int token) {
@@ -48,51 +49,120 @@ template <int LANES> __device__ __forceinline__ void merge_warp(float most, floa
     if (part == 0) { to[HEAD_DIM] = most; to[HEAD_DIM + 1] = sum; }
 }
 
+// Joins what the warps of a block hold of MERGED heads, [MERGED][WARPS][D + 4]: behind each warp's values, largest score and sum
+// comes its weight, and in the first warp's the logarithm of the whole sum.
+__device__ __forceinline__ void weigh_warps(float* merge) {
+    constexpr int D = HEAD_DIM, PLACES = MERGED * WARPS;
+    if (threadIdx.x / 32 * 32 >= PLACES) return;
+    float* from = merge + min((int)threadIdx.x, PLACES - 1) * (D + 4);
+    float all = from[D];
+    for (int d = WARPS / 2; d; d /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, d));
+    const float weight = exp2f(from[D] - all);
+    float total = from[D + 1] * weight;
+    for (int d = WARPS / 2; d; d /= 2) total += __shfl_xor_sync(~0u, total, d);
+    if (threadIdx.x >= PLACES) return;
+    from[D + 2] = weight / total;
+    if (threadIdx.x % WARPS == 0) from[D + 3] = all + log2f(total);
+}
+
+// What the splits of a head group merge: each block a share of the group's outputs.
+__device__ __forceinline__ void merge_splits(const Stamped* partial, float* out, const Instruction& in, int splits, int split, float* memory, const Wait& wait) {
+    constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP;
+    const int first = HEADS * D * split / splits, count = HEADS * D * (split + 1) / splits - first;
+    const u32 stamp = wait.stamp(in);
+    float* sums = memory;                      // logarithms, [splits][HEADS]
+    float* values = memory + splits * HEADS;   // [splits][count]
+#pragma unroll 1
+    for (int i = threadIdx.x; i < splits * count; i += THREADS) {
+        const int s = i / count, at = first + i % count;
+        values[i] = receive_stamped(partial + (at / D * splits + s) * (D + 1) + at % D, stamp, wait);
+    }
+#pragma unroll 1
+    for (int i = THREADS - 1 - threadIdx.x; i < splits * HEADS; i += THREADS)
+        sums[i] = receive_stamped(partial + (i % HEADS * splits + i / HEADS) * (D + 1) + D, stamp, wait);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+        const float* sum = sums + (first + i) / D;
+        float all = -1e30f, total = 0.f, value = 0.f;
+#pragma unroll 8
+        for (int s = 0; s < splits; s++) all = fmaxf(all, sum[s * HEADS]);
+#pragma unroll 8
+        for (int s = 0; s < splits; s++) {
+            const float weight = exp2f(sum[s * HEADS] - all);
+            total += weight;
+            value += values[s * count + i] * weight;
+        }
+        send(out + first + i, value / total, wait.writes(in));
+    }
+}
+
 // One split of one head group. LANES lanes read one token, 8 dimensions each.
-__device__ __forceinline__ void attend_split(const Run& run, int layer, int position, int first, int head, int splits, int split, Shared& sh) {
-    constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP, LANES = D <= 64 ? 8 : D <= 128 ? 16 : 32;
+__device__ __forceinline__ void attend_split(const Run& run, const Instruction& in, int position, int first, int head, int splits, int split, Shared& sh, const Wait& wait) {
+    constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP, LANES = D <= 64 ? 8 : D <= 128 ? 16 : 32, TOKENS = 32 / LANES;
     const Model& m = run.model;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = lane % LANES;
     const int length = position + 1 - first, kv = head * HEADS / (m.heads / m.kv_heads);
     const int begin = first + (int)((i64)length * split / splits), end = first + (int)((i64)length * (split + 1) / splits);
     float* q = reinterpret_cast<float*>(sh.act);             // [HEADS][D]
     float* merge = q + HEADS * D;                            // [MERGED][WARPS][D + 4]
+    u16* now = reinterpret_cast<u16*>(merge);                // this token's key and value, [2][D]
     const float scale = rsqrtf((float)D) * LOG2E;            // scores in powers of two
+    const u32 reads = wait.reads(in), writes = wait.writes(in), stamp = wait.stamp(in);
 
-    const float* queries = run.q + head * HEADS * D;
+    // The first keys and values are older than what the block waits for.
+    const bool live = part * 8 < D;
+    uint4 key = make_uint4(0, 0, 0, 0), value = key;
+    const auto ask = [&](int token) {
+        if (token >= end || token == position || !live) return;
+        key = __ldcg(reinterpret_cast<const uint4*>(cached(run, in.layer, 0, kv, token) + part * 8));
+        value = __ldcg(reinterpret_cast<const uint4*>(cached(run, in.layer, 1, kv, token) + part * 8));
+    };
+    const auto ask_l2 = [&](int token) {
+        if (token >= end || token == position || !live) return;
+        asm volatile("prefetch.global.L2 [%0];" :: "l"(cached(run, in.layer, 0, kv, token) + part * 8));
+        asm volatile("prefetch.global.L2 [%0];" :: "l"(cached(run, in.layer, 1, kv, token) + part * 8));
+    };
+    int t = begin + warp * TOKENS + lane / LANES;
+    ask(t);
+    for (int ahead = 1; ahead <= 2; ahead++) ask_l2(t + ahead * WARPS * TOKENS);
+
+    const float* queries = in.in + head * HEADS * D;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < HEADS * D; i += THREADS) q[i] = roped(queries + i / D * D, i % D, run.rope, m.rope_dim) * scale;
+    for (int i = threadIdx.x; i < HEADS * D; i += THREADS)
+        q[i] = roped(queries + i / D * D, i % D, run.rope, m.rope_dim, reads, wait) * scale;
     if (end == position + 1) {
-        const float* keys = run.q + (m.heads + kv) * D;
+        const float* keys = in.in + (m.heads + kv) * D;
         const float* values = keys + m.kv_heads * D;
-        u16* to_key = cached(run, layer, 0, kv, position);
-        u16* to_value = cached(run, layer, 1, kv, position);
+        u16* to_key = cached(run, in.layer, 0, kv, position);
+        u16* to_value = cached(run, in.layer, 1, kv, position);
 #pragma unroll 1
         for (int i = threadIdx.x; i < D; i += THREADS) {
-            to_key[i] = float_to_half(roped(keys, i, run.rope, m.rope_dim));
-            to_value[i] = float_to_half(__ldcg(values + i));
+            to_key[i] = now[i] = float_to_half(roped(keys, i, run.rope, m.rope_dim, reads, wait));
+            to_value[i] = now[D + i] = float_to_half(receive(values + i, reads, wait));
         }
     }
     __syncthreads();
 
     float qr[HEADS][8], o[HEADS][8], most[HEADS], sum[HEADS];
-    const bool live = part * 8 < D;
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
         most[h] = -1e30f; sum[h] = 0.f;
 #pragma unroll
         for (int i = 0; i < 8; i++) { qr[h][i] = live ? q[h * D + part * 8 + i] : 0.f; o[h][i] = 0.f; }
     }
-    constexpr int TOKENS = 32 / LANES;
 #pragma unroll 1
-    for (int t = begin + warp * TOKENS; t < end; t += WARPS * TOKENS) {
-        const int token = t + lane / LANES;
-        const bool seen = token < end;
-        float k[8] = {}, v[8] = {};
-        if (seen && live) {
-            unpack8(cached(run, layer, 0, kv, token) + part * 8, k);
-            unpack8(cached(run, layer, 1, kv, token) + part * 8, v);
+    for (int rest = end - begin - warp * TOKENS; rest > 0; rest -= WARPS * TOKENS) {
+        const bool seen = t < end;
+        if (t == position && live) {
+            key = *reinterpret_cast<const uint4*>(now + part * 8);
+            value = *reinterpret_cast<const uint4*>(now + D + part * 8);
         }
+        float k[8], v[8];
+        unpack8(key, k);
+        unpack8(value, v);
+        t += WARPS * TOKENS;
+        ask(t);
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
             float s = 0.f;
@@ -101,77 +171,53 @@ __device__ __forceinline__ void attend_split(const Run& run, int layer, int posi
 #pragma unroll
             for (int d = LANES / 2; d; d /= 2) s += __shfl_xor_sync(~0u, s, d);
             if (!seen) s = -1e30f;
-            const float now = fmaxf(most[h], s), keep = exp2f(most[h] - now), weight = seen ? exp2f(s - now) : 0.f;
-            most[h] = now; sum[h] = sum[h] * keep + weight;
+            const float largest = fmaxf(most[h], s), keep = exp2f(most[h] - largest), weight = seen ? exp2f(s - largest) : 0.f;
+            most[h] = largest; sum[h] = sum[h] * keep + weight;
 #pragma unroll
             for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * keep + weight * v[i];
         }
     }
-    // Merge the tokens of a warp, then the warps, then (in the last block of the head) the splits.
-    const int splits_at = (head * HEADS * splits + split) * (D + 2), active = min(WARPS, (end - begin + TOKENS - 1) / TOKENS);
+    __syncthreads();   // all are done with `now`, where results are merged
+    // Merge the tokens of a warp, then the warps, then the splits.
+    Stamped* partial = run.partial + (size_t)head * HEADS * splits * (D + 1);   // [HEADS][splits][D + 1]
+    float* out = in.out + head * HEADS * D;
 #pragma unroll
     for (int h = 0; h < HEADS; h += MERGED) {
         if (h > 0) __syncthreads();
 #pragma unroll
         for (int j = 0; j < MERGED; j++) merge_warp<LANES>(most[h + j], sum[h + j], o[h + j], merge + (j * WARPS + warp) * (D + 4));
         __syncthreads();
+        weigh_warps(merge);
+        __syncthreads();
 #pragma unroll 1
         for (int i = threadIdx.x; i < MERGED * D; i += THREADS) {
             const float* from = merge + i / D * WARPS * (D + 4);
-            float all = -1e30f, total = 0.f, value = 0.f;
+            float value = 0.f;
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) if (w < active) all = fmaxf(all, from[w * (D + 4) + D]);
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) {
-                if (w >= active) continue;
-                const float weight = exp2f(from[w * (D + 4) + D] - all);
-                total += from[w * (D + 4) + D + 1] * weight;
-                value += from[w * (D + 4) + i % D] * weight;
-            }
+            for (int w = 0; w < WARPS; w++) value += from[w * (D + 4) + D + 2] * from[w * (D + 4) + i % D];
             if (splits == 1) {
-                run.a[(head * HEADS + h) * D + i] = value / total;
-            } else {
-                float* to = run.partial + splits_at + (h + i / D) * splits * (D + 2);
-                to[i % D] = value;
-                if (i % D == 0) { to[D] = all; to[D + 1] = total; }
+                send(out + h * D + i, value, writes);
+                continue;
             }
+            Stamped* to = partial + ((h + i / D) * splits + split) * (D + 1);
+            send_stamped(to + i % D, value, stamp);
+            if (i % D == 0) send_stamped(to + D, from[D + 3], stamp);
         }
     }
     if (splits == 1) return;
-    if (threadIdx.x == 0) {
-        __threadfence();
-        const u32 before = atomicAdd(run.arrived + head, 1);
-        __threadfence();
-        reinterpret_cast<volatile u32*>(sh.reduce)[0] = before;
-        if (before == splits - 1) run.arrived[head] = 0;
-    }
     __syncthreads();
-    if (reinterpret_cast<volatile u32*>(sh.reduce)[0] != splits - 1) return;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < HEADS * D; i += THREADS) {
-        const float* from = run.partial + (size_t)(head * HEADS + i / D) * splits * (D + 2);
-        float all = -1e30f, total = 0.f, value = 0.f;
-#pragma unroll 4
-        for (int s = 0; s < splits; s++) all = fmaxf(all, __ldcg(from + s * (D + 2) + D));
-#pragma unroll 4
-        for (int s = 0; s < splits; s++) {
-            const float weight = exp2f(__ldcg(from + s * (D + 2) + D) - all);
-            total += __ldcg(from + s * (D + 2) + D + 1) * weight;
-            value += __ldcg(from + s * (D + 2) + i % D) * weight;
-        }
-        run.a[head * HEADS * D + i] = value / total;
-    }
+    merge_splits(partial, out, in, splits, split, q, wait);
 }
 
 // Head groups share out the blocks: a block takes a split of one, or more where there are more than blocks.
-__device__ __forceinline__ void attend(const Run& run, int layer, int position, Shared& sh) {
+__device__ __forceinline__ void attend(const Run& run, const Instruction& in, int position, Shared& sh, const Wait& wait) {
     const Model& m = run.model;
     const int heads = m.heads / HEADS_A_GROUP;
     const int first = m.window > 0 ? max(0, position + 1 - m.window) : 0, length = position + 1 - first;
     const int splits = max(1, min((int)gridDim.x / heads, (length + SPLIT_TOKENS - 1) / SPLIT_TOKENS));
 #pragma unroll 1
     for (int i = blockIdx.x; i < heads * splits; i += gridDim.x) {
-        attend_split(run, layer, position, first, i / splits, splits, i % splits, sh);
+        attend_split(run, in, position, first, i / splits, splits, i % splits, sh, wait);
         __syncthreads();
     }
 }

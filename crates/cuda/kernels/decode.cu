@@ -28,49 +28,50 @@ __device__ __forceinline__ Layout lay_out(const Sizes& sizes) {
     l.entries = reinterpret_cast<Entry*>(at); at += sizes.entries * sizeof(Entry);
     l.instructions = reinterpret_cast<Instruction*>(at); at += 2 * sizeof(Instruction);
     l.sh.act = reinterpret_cast<u32*>(at); at += sizes.act_words * 4;
-    l.sh.reduce = reinterpret_cast<float*>(at); at += (2 * WARPS + 4) * 4;
-    l.sh.sums = reinterpret_cast<int*>(at);
+    l.sh.reduce = reinterpret_cast<float*>(at); at += 2 * WARPS * 4;
+    l.sh.sums = reinterpret_cast<int*>(at); at += sizes.sums * 4;
+    l.sh.addends = reinterpret_cast<float*>(at); at += sizes.sums / 2 * 4;
+    l.sh.scales = reinterpret_cast<u16*>(at);
     for (int i = threadIdx.x; i < sizes.sums; i += THREADS) l.sh.sums[i] = 0;
     return l;
 }
 
-// Brings instruction `i` into shared memory, where its fields cost no trip to L2.
-__device__ __forceinline__ const Instruction& load_instruction(const Run& run, int i, Instruction* slots) {
-    static_assert(sizeof(Instruction) % 8 == 0 && sizeof(Instruction) / 8 <= THREADS, "one word a thread");
+// Brings instruction `i` into shared memory, where its fields cost no trip to L2: the last warp, which waits for the least.
+__device__ __forceinline__ void load_instruction(const Run& run, int i, Instruction* slots) {
+    static_assert(sizeof(Instruction) % 8 == 0 && sizeof(Instruction) / 8 <= 32, "one word a lane");
     u64* to = reinterpret_cast<u64*>(slots + i % 2);
-    if (threadIdx.x < sizeof(Instruction) / 8) to[threadIdx.x] = __ldg(reinterpret_cast<const u64*>(run.program + i) + threadIdx.x);
-    return slots[i % 2];
+    const int word = (int)threadIdx.x - (THREADS - 32);
+    if (word >= 0 && word < sizeof(Instruction) / 8) to[word] = __ldg(reinterpret_cast<const u64*>(run.program + i) + word);
 }
 
-__device__ void embed(const Run& run) {
+__device__ void embed(const Run& run, const Instruction& in, const Wait& wait) {
     const int hidden = run.model.hidden, token = run.token[0], bits = run.embed_bits;
     const u8* row = run.embed_codes + (size_t)token * (hidden / GROUP) * 4 * bits;
     const float scale = half_to_float(run.embed_scales[token]);
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < hidden; i += gridDim.x * THREADS)
-        run.x[i] = scale * decode_weight(run.tables + 256 * bits, row + i / GROUP * 4 * bits, bits, i % GROUP);
+        send(in.out + i, scale * decode_weight(run.tables + 256 * bits, row + i / GROUP * 4 * bits, bits, i % GROUP), wait.writes(in));
 }
 
-// A Hadamard too wide for a warp: a block of the vector a thread block, in place.
-__device__ void hadamard(const Instruction& in, Shared& sh) {
+// A Hadamard too wide for a warp: a block of the vector a thread block.
+__device__ void hadamard(const Instruction& in, Shared& sh, const Wait& wait) {
     float* v = reinterpret_cast<float*>(sh.act);
     for (int b = blockIdx.x; b < in.cols / in.hadamard; b += gridDim.x) {
-        float* x = in.out + (size_t)b * in.hadamard;
-        for (int i = threadIdx.x; i < in.hadamard; i += THREADS) v[i] = __ldcg(x + i);
+        const int first = b * in.hadamard;
+        for (int i = threadIdx.x; i < in.hadamard; i += THREADS) v[i] = receive(in.in + first + i, wait.reads(in), wait);
         block_hadamard(v, in.hadamard, in.hadamard);
-        for (int i = threadIdx.x; i < in.hadamard; i += THREADS) x[i] = v[i];
+        for (int i = threadIdx.x; i < in.hadamard; i += THREADS) send(in.out + first + i, v[i], wait.writes(in));
         __syncthreads();
     }
 }
 
 // Before a tied head: x = R(g * Rt norm(x)). R is a Hadamard after signs, and the signs meet on either side of the gain:
 // they cancel. One block; the vector is small.
-__device__ void head_rotate(const Run& run, Shared& sh) {
+__device__ void head_rotate(const Model& m, const Instruction& in, Shared& sh, const Wait& wait) {
     if (blockIdx.x != 0) return;
-    const Model& m = run.model;
     float* v = reinterpret_cast<float*>(sh.act);
     float squares = 0.f;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < m.hidden; i += THREADS) { v[i] = __ldcg(run.x + i); squares += v[i] * v[i]; }
+    for (int i = threadIdx.x; i < m.hidden; i += THREADS) { v[i] = receive(in.in + i, wait.reads(in), wait); squares += v[i] * v[i]; }
     for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
     if (threadIdx.x % 32 == 0) sh.reduce[threadIdx.x / 32] = squares;
     __syncthreads();
@@ -83,46 +84,22 @@ __device__ void head_rotate(const Run& run, Shared& sh) {
     if (m.head_block) block_hadamard(v, m.hidden, m.head_block);
     __syncthreads();
 #pragma unroll 1
-    for (int i = threadIdx.x; i < m.hidden; i += THREADS) run.x[i] = v[i];
+    for (int i = threadIdx.x; i < m.hidden; i += THREADS) send(in.out + i, v[i], wait.writes(in));
 }
 
-__device__ __forceinline__ void execute(const Run& run, const Instruction& in, int position, Layout& l, int& table_bits, Stream& stream) {
+__device__ __forceinline__ void execute(const Run& run, const Instruction& in, int position, Layout& l, const Wait& wait, int& table_bits, Stream& stream) {
     switch (in.kind) {
-        case EMBED: embed(run); break;
-        case ATTEND: attend(run, in.layer, position, l.sh); break;
-        case HADAMARD: hadamard(in, l.sh); break;
-        case HEAD_ROTATE: head_rotate(run, l.sh); break;
-        default: linear(run, in, l.entries, l.sh, table_bits, stream); break;
+        case EMBED: embed(run, in, wait); break;
+        case ATTEND: attend(run, in, position, l.sh, wait); break;
+        case HADAMARD: hadamard(in, l.sh, wait); break;
+        case HEAD_ROTATE: head_rotate(run.model, in, l.sh, wait); break;
+        default: linear(run, in, l.entries, l.sh, wait, table_bits, stream); break;
     }
-}
-
-// Arrives at the grid's barrier and waits until all blocks have. Returns false where the wait outlasts the run's
-// patience or another block's did: the host then reads the instruction's number from `run.failed`.
-__device__ __forceinline__ bool grid_barrier(const Run& run, u32 target, int instruction, const Instruction& next, volatile u32* failed) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(run.barrier) : "memory");
-        const i64 start = clock64();
-        u32 seen, error = 0;
-        do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(run.barrier) : "memory");
-            if (seen >= target) break;
-            const i64 waited = clock64() - start;
-            if (waited > (i64)run.patience) atomicCAS(run.failed, 0u, (u32)instruction + 1);
-            if (waited > 1000000) error = *(volatile u32*)run.failed;
-        } while (!error);
-        *failed = error;
-    } else if (threadIdx.x >= 32) {
-        prefetch_scales(next, threadIdx.x - 32);
-    }
-    __syncthreads();
-    return *failed == 0;
 }
 
 // PDVM: the whole program in one cooperative launch.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __grid_constant__ Run run, const Sizes sizes) {
     Layout l = lay_out(sizes);
-    __shared__ u32 failed;
     for (int e = threadIdx.x; e < run.entry_count; e += THREADS) {
         const int2 at = run.entries[e];
         l.entries[e] = entry_of(run.program[at.x], at.y);
@@ -131,16 +108,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __gri
     int table_bits = 3;
     fill_table(l.sh.table, run.tables + 256 * table_bits);
     load_instruction(run, 0, l.instructions);
+    // An earlier token's run may have failed: the host will say so.
+    __shared__ volatile u32 gave_up;
+    if (threadIdx.x == 0) gave_up = *run.failed;
     __syncthreads();
     Stream stream;
     stream.init(l.entries, l.ring + warp * SLOTS * SLOT_BYTES, l.barriers + warp * SLOTS * 8, 0, run.entry_count);
-    const bool dead = *run.failed != 0;   // an earlier token's run failed: the host will say so
+    Wait wait{run, 0, (u32)run.token[2], &gave_up};
 #pragma unroll 1
-    for (int i = 0; i < run.instructions && !dead; i++) {
-        execute(run, l.instructions[i % 2], position, l, table_bits, stream);
-        if (i + 1 == run.instructions) break;
-        load_instruction(run, i + 1, l.instructions);
-        if (!grid_barrier(run, (i + 1) * gridDim.x, i, l.instructions[(i + 1) % 2], &failed)) break;
+    for (; wait.instruction < run.instructions && !gave_up; wait.instruction++) {
+        // The next one in place of the one before, which all threads have left.
+        if (wait.instruction + 1 < run.instructions) load_instruction(run, wait.instruction + 1, l.instructions);
+        execute(run, l.instructions[wait.instruction % 2], position, l, wait, table_bits, stream);
+        __syncthreads();
     }
     stream.drain();
 }
@@ -151,6 +131,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_instruction(const _
     load_instruction(run, i, l.instructions);
     __syncthreads();
     const Instruction& in = l.instructions[i % 2];
+    // What launches before wrote is there.
+    __shared__ volatile u32 gave_up;
+    const Wait wait{run, i, (u32)run.token[2], &gave_up};
     const int warp = threadIdx.x / 32;
     if (threadIdx.x < in.matrices) l.entries[in.entry + threadIdx.x] = entry_of(in, threadIdx.x);
     int table_bits = in.matrices ? in.matrix[0].bits : 0;
@@ -158,13 +141,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_instruction(const _
     __syncthreads();
     Stream stream;
     stream.init(l.entries, l.ring + warp * SLOTS * SLOT_BYTES, l.barriers + warp * SLOTS * 8, in.entry, in.entry + in.matrices);
-    prefetch_scales(in, threadIdx.x);
 #if __CUDA_ARCH__ >= 900
     // Weights and table do not depend on the kernel before: only now wait for its results.
     asm volatile("griddepcontrol.launch_dependents;");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-    execute(run, in, run.token[1], l, table_bits, stream);
+    execute(run, in, run.token[1], l, wait, table_bits, stream);
 }
 
 // What the blocks of `likeliest` agree on; all zero between two launches.

@@ -4,6 +4,7 @@
 // sum(value * a) is integer up to the last multiplication: sums have the same bits in whatever order they are taken. A
 // lane's sum over the widest input, 24 groups of 32 weights of at most 127, still fits 32 bits.
 #pragma once
+#include "handoff.cuh"
 #include "stream.cuh"
 #include "vector.cuh"
 
@@ -12,6 +13,8 @@ struct Shared {
     char* table;         // TABLE_BYTES
     u32* act;            // activations, two a word, [span][4][lane][4]
     int* sums;           // low and high half a row of the block's share
+    float* addends;      // of the same rows: what is added to them
+    u16* scales;         // and their scales
     float* reduce;       // WARPS * 2 + 2
     float step;          // d, times the norm where there is one
 };
@@ -21,25 +24,50 @@ constexpr float ACT_MOST = 16383.f;
 
 constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
 
-// Loads an instruction's input, applies its Hadamard, quantises it and packs it into shared memory. CHUNKS: chunks a
+// Asks for a chunk of an instruction's input: v[4k + i] of lane l is column 128k + 4l + i, with its tag.
+__device__ __forceinline__ void ask_for(const Instruction& in, int chunk, u32 tag, float (&v)[16]) {
+    const float zero = __uint_as_float(tag);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int column = chunk * CHUNK + 128 * k + 4 * (threadIdx.x % 32);
+        float4 f = make_float4(zero, zero, zero, zero);
+        if (column < in.cols) f = load_vector(in.in + column);
+        v[4 * k] = f.x; v[4 * k + 1] = f.y; v[4 * k + 2] = f.z; v[4 * k + 3] = f.w;
+    }
+}
+
+// Asks again until all of the chunk is there, and takes its tags off.
+__device__ __forceinline__ void await_chunk(const Instruction& in, int chunk, u32 tag, const Wait& wait, float (&v)[16]) {
+    const i64 start = clock64();
+    for (;;) {
+        u32 wrong = 0;
+#pragma unroll
+        for (int i = 0; i < 16; i++) wrong |= __float_as_uint(v[i]) ^ tag;
+        if (!__any_sync(~0u, wrong & TAG) || !wait.more(start)) break;
+        ask_for(in, chunk, tag, v);
+    }
+#pragma unroll
+    for (int i = 0; i < 16; i++) v[i] = untagged(__float_as_uint(v[i]));
+}
+
+// Waits for an instruction's input, applies its Hadamard, quantises it and packs it into shared memory. CHUNKS: chunks a
 // warp takes, so that the input stays in registers.
-template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction& in, float eps, Shared& sh) {
+template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction& in, float eps, Shared& sh, const Wait& wait) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = in.spans * (SPAN / CHUNK);
+    const u32 tag = wait.reads(in);
     float v[CHUNKS][16];
     float squares = 0.f, largest = 0.f;
+    // The first chunk until it is there, and only then the others: asking for all of a wide input again and again would
+    // hold up the weights of blocks that still multiply.
+    ask_for(in, warp, tag, v[0]);
+    await_chunk(in, warp, tag, wait, v[0]);
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const int column = (c * WARPS + warp) * CHUNK + 128 * k + 4 * lane;
-            float4 f = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (column < in.cols) f = __ldcg(reinterpret_cast<const float4*>(in.in + column));
-            v[c][4 * k] = f.x; v[c][4 * k + 1] = f.y; v[c][4 * k + 2] = f.z; v[c][4 * k + 3] = f.w;
-        }
+    for (int c = 1; c < CHUNKS; c++) ask_for(in, c * WARPS + warp, tag, v[c]);
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         const int chunk = c * WARPS + warp;
         if (chunk >= chunks) break;
+        if (c > 0) await_chunk(in, chunk, tag, wait, v[c]);
         if (in.hadamard && in.hadamard <= WARP_HADAMARD) warp_hadamard(v[c], in.hadamard);
 #pragma unroll
         for (int i = 0; i < 16; i++) { squares += v[c][i] * v[c][i]; largest = fmaxf(largest, fabsf(v[c][i])); }
@@ -72,14 +100,16 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
 }
 
 // Adds the lanes' partial sums of ROWS rows to the block's sums, in two halves so that no 32-bit sum overflows.
-template <int ROWS> __device__ __forceinline__ void flush(int* sums, int* acc) {
+template <int ROWS> __device__ __forceinline__ void flush(int* sums, int (&acc)[ROWS]) {
     const int lane = threadIdx.x % 32;
+    int mine = 0;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        int low = __reduce_add_sync(~0u, acc[r] & 0xffff), high = __reduce_add_sync(~0u, acc[r] >> 16);
-        if (lane == r) { atomicAdd(sums + 2 * r, low); atomicAdd(sums + 2 * r + 1, high); }
+        const int low = __reduce_add_sync(~0u, acc[r] & 0xffff), high = __reduce_add_sync(~0u, acc[r] >> 16);
+        mine = lane == 2 * r ? low : lane == 2 * r + 1 ? high : mine;
         acc[r] = 0;
     }
+    if (lane < 2 * ROWS) atomicAdd(sums + lane, mine);
 }
 
 // Multiplies this warp's tiles of a block's share of a matrix; `sums` are those of the share's first unit.
@@ -115,27 +145,79 @@ template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, 
     }
 }
 
-// The finished value of one row, whose sum is cleared for the next instruction.
-__device__ __forceinline__ float take_sum(const Shared& sh, const Matrix& m, int at, int row) {
-    int* sum = sh.sums + 2 * at;
-    const double total = (double)sum[0] + 65536.0 * sum[1];
-    sum[0] = sum[1] = 0;
-    return (float)total * (half_to_float(__ldg(m.scales + row)) * sh.step);
-}
-
 template <int K> __device__ __forceinline__ void multiply_if(int bits, int tiles, int spans, const Shared& sh, int* sums, Stream& stream) {
     if constexpr ((BITS_USED >> K & 1) != 0)
         if (bits == K) multiply<K>(tiles, spans, sh, sums, stream);
 }
 
-// Runs a linear instruction: quantised input times the block's units, then the instruction's epilogue.
-__device__ __forceinline__ void linear(const Run& run, const Instruction& in, const Entry* entries, Shared& sh, int& table_bits, Stream& stream) {
-    const int chunks = (in.spans * (SPAN / CHUNK) + WARPS - 1) / WARPS;
-    if (chunks <= 1) quantise<1>(in, run.model.eps, sh);
-    else quantise<(MAX_CHUNKS + WARPS - 1) / WARPS>(in, run.model.eps, sh);
+// Copies 16 bytes to shared memory, some time before `copies_done`.
+__device__ __forceinline__ void copy_behind(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+#else
+    *static_cast<uint4*>(to) = __ldcg(static_cast<const uint4*>(from));   // groups of such copies count the stream's tiles
+#endif
+}
+__device__ __forceinline__ void copies_done() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
+__device__ __forceinline__ bool adds(const Instruction& in) { return in.kind == OUT || in.kind == DOWN; }
+
+// Starts to fetch what the epilogue needs beside the sums: there everybody would wait for it.
+__device__ __forceinline__ void fetch_terms(const Instruction& in, int begin, int end, const Shared& sh) {
+    static_assert(UNIT == 8, "scales of a unit are 16 bytes, numbers 32");
+#pragma unroll 1
+    for (int i = 0; i < in.matrices; i++) {
+        const Matrix& m = in.matrix[i];
+        const Share share = matrix_share(in, i, begin, end);
+        // The last warps have the least of the input.
+#pragma unroll 1
+        for (int u = THREADS - 1 - threadIdx.x; u < share.to - share.from; u += THREADS) {
+            const int row = (share.from + u) * UNIT, at = (share.at + u) * UNIT;
+            copy_behind(sh.scales + at, m.scales + row);
+            // The block has read what it adds to, or written it itself.
+            const float* from = adds(in) ? in.out + share.base * UNIT + row : m.bias ? m.bias + row : nullptr;
+            if (from == nullptr) continue;
+            copy_behind(sh.addends + at, from);
+            copy_behind(sh.addends + at + 4, from + 4);
+        }
+    }
+}
+
+// Row `at`'s sum times its scale; the sum is cleared for the next instruction.
+__device__ __forceinline__ float take_sum(const Shared& sh, int at) {
+    int* sum = sh.sums + 2 * at;
+    const double total = (double)sum[0] + 65536.0 * sum[1];
+    sum[0] = sum[1] = 0;
+    return (float)total * (half_to_float(sh.scales[at]) * sh.step);
+}
+
+// From sums to results: of gate and up silu(gate) * up, else sums and what they are added to.
+__device__ __forceinline__ void finish(const Instruction& in, int begin, int end, const Shared& sh, u32 tag) {
+    const int rows = (end - begin) * UNIT;
+#pragma unroll 1
+    for (int r = threadIdx.x; r < rows; r += THREADS) {
+        float value = take_sum(sh, r);
+        if (in.kind == GATE_UP) value = value / (1.f + __expf(-value)) * take_sum(sh, rows + r);
+        else if (adds(in)) value += untagged(__float_as_uint(sh.addends[r]));
+        else if (in.matrix[0].bias) value += sh.addends[r];
+        float* out = in.out + begin * UNIT + r;
+        if (in.kind == HEAD) *out = value; else send(out, value, tag);
+    }
+}
+
+// Runs a linear instruction: quantised input times the block's units, then the instruction's epilogue.
+__device__ __forceinline__ void linear(const Run& run, const Instruction& in, const Entry* entries, Shared& sh, const Wait& wait, int& table_bits, Stream& stream) {
     int begin, end;
     block_units(in.units, begin, end);
+    fetch_terms(in, begin, end, sh);
+    const int chunks = (in.spans * (SPAN / CHUNK) + WARPS - 1) / WARPS;
+    if (chunks <= 1) quantise<1>(in, run.model.eps, sh, wait);
+    else quantise<(MAX_CHUNKS + WARPS - 1) / WARPS>(in, run.model.eps, sh, wait);
+
 #pragma unroll 1
     for (int i = 0; i < in.matrices; i++) {
         const Share share = matrix_share(in, i, begin, end);
@@ -155,39 +237,7 @@ __device__ __forceinline__ void linear(const Run& run, const Instruction& in, co
         multiply_if<6>(bits, tiles, in.spans, sh, sums, stream);
         multiply_if<8>(bits, tiles, in.spans, sh, sums, stream);
     }
+    copies_done();
     __syncthreads();
-    if (in.kind == GATE_UP) {
-        const int rows = (end - begin) * UNIT;
-#pragma unroll 1
-        for (int r = threadIdx.x; r < rows; r += THREADS) {
-            const int row = begin * UNIT + r;
-            const float gate = take_sum(sh, in.matrix[0], r, row), up = take_sum(sh, in.matrix[1], rows + r, row);
-            in.out[row] = gate / (1.f + __expf(-gate)) * up;
-        }
-        return;
-    }
-#pragma unroll 1
-    for (int i = 0; i < in.matrices; i++) {
-        const Matrix& m = in.matrix[i];
-        const Share share = matrix_share(in, i, begin, end);
-#pragma unroll 1
-        for (int r = threadIdx.x; r < (share.to - share.from) * UNIT; r += THREADS) {
-            const int row = share.from * UNIT + r;
-            float* out = in.out + share.base * UNIT + row;
-            const float before = in.kind == OUT || in.kind == DOWN ? __ldcg(out) : m.bias ? __ldg(m.bias + row) : 0.f;
-            *out = take_sum(sh, m, share.at * UNIT + r, row) + before;
-        }
-    }
-}
-
-// Asks L2 for the scales of the block's rows, long before the epilogue wants them.
-__device__ __forceinline__ void prefetch_scales(const Instruction& in, int thread) {
-    int begin, end;
-    block_units(in.units, begin, end);
-#pragma unroll 1
-    for (int i = 0; i < in.matrices; i++) {
-        const Share share = matrix_share(in, i, begin, end);
-        for (int r = share.from * UNIT + thread * 16; r < share.to * UNIT; r += THREADS * 16)
-            asm volatile("prefetch.global.L2 [%0];" :: "l"(in.matrix[i].scales + r));
-    }
+    finish(in, begin, end, sh, wait.writes(in));
 }

@@ -40,6 +40,7 @@ struct Instruction {
     int hadamard;        // block of the Hadamard on the input, or 0
     int norm;            // the input goes through RMSNorm
     int entry;           // of its first matrix in the run's list of matrices
+    int turns;           // tags of `handoff.cuh`: bit 0 of what it reads, bit 1 of what it writes
     const float* in;     // [cols]
     float* out;          // rows, matrix after matrix
     Matrix matrix[3];
@@ -64,17 +65,12 @@ struct Run {
     const u16* embed_scales;
     int embed_bits;
     const float* rope;       // cosines then sines of this position, [rope_dim]
-    const int* token;        // token, position; what a graph reads
+    const int* token;        // token, position, number of the run; what a graph reads
     const u32* pages;        // the sequence's pages
     u16* cache;              // f16, [page][layer][k or v][kv_head][PAGE][head_dim]
     int layers;
-    float* x;                // [hidden]
-    float* q;                // [heads * head_dim], k and v behind it
-    float* a;                // [heads * head_dim]
-    float* partial;          // attention's splits: [heads][splits][head_dim + 2]
-    u32* arrived;            // per head group of attention: splits done
-    u32* barrier;            // arrivals; zero when a run begins
-    u32* failed;             // 1 + the instruction whose barrier was not reached, or 0; the host clears it
+    struct Stamped* partial; // attention's splits: [heads][splits][head_dim + 1]
+    u32* failed;             // 1 + the instruction that waited too long, or 0; the host clears it
     u64 patience;            // clock cycles that a wait may take
 };
 

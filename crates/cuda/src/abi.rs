@@ -75,8 +75,8 @@ pub(crate) struct Instruction {
     pub hadamard: i32,
     pub norm: i32,
     pub entry: i32,
-    /// The gap that the alignment of what follows leaves.
-    pub gap: i32,
+    /// Tags of `kernels/handoff.cuh`: bit 0 of what it reads, bit 1 of what it writes.
+    pub turns: i32,
     pub input: CUdeviceptr,
     pub out: CUdeviceptr,
     pub matrix: [Matrix; MAX_MATRICES],
@@ -95,7 +95,7 @@ impl Instruction {
             hadamard: 0,
             norm: 0,
             entry: 0,
-            gap: 0,
+            turns: 0,
             input: 0,
             out: 0,
             matrix: [Matrix::default(); MAX_MATRICES],
@@ -141,12 +141,7 @@ pub(crate) struct Run {
     pub pages: CUdeviceptr,
     pub cache: CUdeviceptr,
     pub layers: i32,
-    pub x: CUdeviceptr,
-    pub q: CUdeviceptr,
-    pub a: CUdeviceptr,
     pub partial: CUdeviceptr,
-    pub arrived: CUdeviceptr,
-    pub barrier: CUdeviceptr,
     pub failed: CUdeviceptr,
     pub patience: u64,
 }

@@ -14,8 +14,9 @@ use crate::{
 
 const DECODE: Source = ("decode.cu", include_str!("../kernels/decode.cu"));
 const BATCH: Source = ("batch.cu", include_str!("../kernels/batch.cu"));
-const HEADERS: [Source; 9] = [
+const HEADERS: [Source; 10] = [
     ("program.cuh", include_str!("../kernels/program.cuh")),
+    ("handoff.cuh", include_str!("../kernels/handoff.cuh")),
     ("t8.cuh", include_str!("../kernels/t8.cuh")),
     ("stream.cuh", include_str!("../kernels/stream.cuh")),
     ("linear.cuh", include_str!("../kernels/linear.cuh")),

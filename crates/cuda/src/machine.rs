@@ -277,14 +277,23 @@ impl CudaMachine {
         if failed == 0 {
             return Ok(());
         }
-        self.memory.failed.clear()?;
-        self.memory.arrived.clear()?;
         Err(MachineError::Device(format!(
-            "the blocks of the persistent kernel waited more than {:?} for each other at {}: try again, set \
-             UPG_CUDA=graph, or use --device cpu",
+            "blocks waited more than {:?} for each other at {}: try again, set UPG_CUDA=graph, or use --device cpu",
             self.patience,
             self.plan.describe(failed as usize - 1)
         )))
+    }
+
+    /// Does `run`, and makes the buffers ready for the next one where it fails.
+    fn recovering(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
+        let result = run(self);
+        if result.is_err() {
+            self.memory.forget()?;
+        }
+        result
     }
 
     /// Runs row `i` alone, and writes its logits to `logits`, which is empty where it asks for none.
@@ -386,7 +395,7 @@ impl Machine for CudaMachine {
         if self.rows.len() <= FEW {
             for i in 0..self.rows.len() {
                 let count = if self.rows[i].logits { vocab } else { 0 };
-                self.decode(i, &mut logits[written..written + count])?;
+                self.recovering(|machine| machine.decode(i, &mut logits[written..written + count]))?;
                 written += count;
             }
         } else if let Some(batcher) = &mut self.batcher {
@@ -408,7 +417,9 @@ impl Machine for CudaMachine {
         self.device.enter()?;
         let (mut token, mut done) = (token, 0);
         for found in found.chunks_mut(STEPS) {
-            self.decode_greedily(BatchRow { token, ..first.ahead(done) }, found)?;
+            self.recovering(|machine| {
+                machine.decode_greedily(BatchRow { token, ..first.ahead(done) }, found)
+            })?;
             done += found.len();
             token = found[found.len() - 1];
         }

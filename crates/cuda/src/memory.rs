@@ -9,10 +9,10 @@ use crate::{
     execute::Launcher,
     layout,
     load::Model,
-    plan::{Buffers, Plan, heads_a_group},
+    plan::{Buffers, Plan, splits},
 };
 
-/// Words of a step before its RoPE angles: token, position, the barrier's counter, room for alignment. The token comes
+/// Words of a step before its RoPE angles: token, position, the run's number, room for alignment. The token comes
 /// first, since the device may have chosen it: then the rest alone is sent.
 const STEP_HEAD: usize = 4;
 /// Steps that may be on their way at once.
@@ -20,17 +20,19 @@ pub(crate) const STEPS: usize = 8;
 
 /// Buffers of a machine.
 pub(crate) struct Memory {
-    _scratch: Buffer,
+    /// What instructions pass on, tagged (`kernels/handoff.cuh`).
+    scratch: Buffer,
     /// Where its buffers lie.
     pub buffers: Buffers,
     tables: Buffer,
     cache: Buffer,
     partial: Buffer,
-    pub arrived: Buffer,
     pub failed: Buffer,
     /// What changes from token to token: see [`Memory::stage`].
     step: Buffer,
     step_words: usize,
+    /// Runs staged since the tagged buffers were all zeros.
+    runs: u32,
     /// Tokens that the device chose, and what it needs to choose them.
     chosen: Buffer,
     vote: Buffer,
@@ -54,8 +56,8 @@ impl Memory {
         grid: usize,
     ) -> Result<Self, MachineError> {
         let logits = layout::units(config.vocab) * abi::UNIT;
-        let widths =
-            [config.hidden, config.q_width() + 2 * config.kv_width(), config.q_width(), config.mlp, logits];
+        let (qkv, widest) = (config.q_width() + 2 * config.kv_width(), config.hidden.max(config.mlp));
+        let widths = [config.hidden, qkv, config.q_width(), config.mlp, widest, logits];
         // Every buffer begins where a vector of any width may.
         let starts = widths.iter().scan(0, |end, width| {
             let start = *end;
@@ -63,28 +65,27 @@ impl Memory {
             Some(start as u64)
         });
         let starts: Vec<u64> = starts.collect();
-        let scratch = Buffer::zeroed(starts[4] as usize + 4 * logits)?;
+        let scratch = Buffer::zeroed(starts[5] as usize + 4 * logits)?;
         let at = |i: usize| scratch.at() + starts[i];
-        let buffers = Buffers { x: at(0), q: at(1), a: at(2), h: at(3), logits: at(4) };
-        let groups = config.heads / heads_a_group(config);
-        let splits = (grid / groups).max(1);
+        let buffers = Buffers { x: at(0), q: at(1), a: at(2), h: at(3), y: at(4), logits: at(5) };
+        let splits = splits(config, grid);
         let step_words = STEP_HEAD + config.rope.dim + options.context.div_ceil(PAGE_TOKENS);
         Ok(Self {
             buffers,
             tables: Buffer::of(&layout::tables())?,
             cache: Buffer::zeroed(pages * PAGE_TOKENS * kv_token_bytes(config) * config.layers)?,
-            partial: Buffer::zeroed(4 * config.heads * splits * (config.head_dim + 2))?,
-            arrived: Buffer::zeroed(4 * groups)?,
+            partial: Buffer::zeroed(8 * config.heads * splits * (config.head_dim + 1))?,
             failed: Buffer::zeroed(4)?,
             step: Buffer::zeroed(4 * step_words)?,
             chosen: Buffer::zeroed(4 * STEPS)?,
             vote: Buffer::zeroed(16)?,
             step_words,
+            runs: 0,
             host_steps: Pinned::zeroed(STEPS * step_words)?,
             host_chosen: Pinned::zeroed(STEPS)?,
             host_logits: Pinned::zeroed(config.vocab)?,
             host_failed: Pinned::zeroed(1)?,
-            _scratch: scratch,
+            scratch,
         })
     }
 
@@ -113,12 +114,7 @@ impl Memory {
             pages: step(STEP_HEAD + config.rope.dim),
             cache: self.cache.at(),
             layers: config.layers as i32,
-            x: self.buffers.x,
-            q: self.buffers.q,
-            a: self.buffers.a,
             partial: self.partial.at(),
-            arrived: self.arrived.at(),
-            barrier: step(2),
             failed: self.failed.at(),
             patience,
         };
@@ -135,16 +131,25 @@ impl Memory {
         self.tables.at()
     }
 
-    /// Writes step `i`: token, position, the barrier's counter (0), cosines and sines of the position, and the pages of its
+    /// Writes step `i`: token, position, the run's number, cosines and sines of the position, and the pages of its
     /// sequence.
     pub(crate) fn stage(&mut self, i: usize, row: &BatchRow, rope: &RopeTable, pages: &[u32]) {
+        self.runs = self.runs.wrapping_add(1);
         let step = &mut self.host_steps.as_mut()[i * self.step_words..][..self.step_words];
         let (head, rest) = step.split_at_mut(STEP_HEAD);
-        head.copy_from_slice(&[row.token, row.position as u32, 0, 0]);
+        head.copy_from_slice(&[row.token, row.position as u32, self.runs, 0]);
         let (angles, table) = rest.split_at_mut(2 * rope.pairs());
         let (cos, sin) = bytemuck::cast_slice_mut(angles).split_at_mut(rope.pairs());
         rope.fill(row.position, row.rope_length, cos, sin);
         table[..pages.len()].copy_from_slice(pages);
+    }
+
+    /// After a run that failed, and may have left anything: no number counts as passed on.
+    pub(crate) fn forget(&mut self) -> Result<(), MachineError> {
+        self.runs = 0;
+        self.failed.clear()?;
+        self.scratch.clear()?;
+        self.partial.clear()
     }
 
     /// Starts sending step `i`, with its token or with the one that the device chose.

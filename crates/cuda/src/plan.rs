@@ -1,5 +1,7 @@
 //! The program as the kernels run it: instructions with their operands, and what a block needs of shared memory.
 
+use std::collections::HashMap;
+
 use upg_format::{ModelConfig, TensorKind};
 use upg_pdvm::{MachineError, Op, Program, rotation};
 
@@ -20,6 +22,9 @@ pub(crate) struct Buffers {
     pub a: u64,
     /// Inside of the MLP, `[mlp]`.
     pub h: u64,
+    /// What is transformed before a linear, `[max(hidden, mlp)]`: not in place, since a vector is written anew only after all
+    /// have read it.
+    pub y: u64,
     /// `[vocab]`, in whole units.
     pub logits: u64,
 }
@@ -39,7 +44,18 @@ impl Plan {
         for op in &program.ops {
             plan.lower(*op, &program.config, model, buffers)?;
         }
+        plan.take_turns();
         Ok(plan)
+    }
+
+    /// Sets the tags: the writings of a buffer take turns, and a reader wants the last one before it.
+    fn take_turns(&mut self) {
+        let mut turns = HashMap::new();
+        for instruction in &mut self.instructions {
+            let reads = turns.get(&instruction.input).copied().unwrap_or(0);
+            let writes = turns.entry(instruction.out).and_modify(|turn| *turn ^= 1).or_insert(0);
+            instruction.turns = reads | *writes << 1;
+        }
     }
 
     fn lower(
@@ -53,7 +69,7 @@ impl Plan {
         let matrix = |kind| model.matrix(op.layer().unwrap_or(0), kind);
         let bias = |layer, kind| if config.qkv_bias { model.vector(layer, kind) } else { Ok(0) };
         match op {
-            Op::Embed => self.instructions.push(Instruction::new(Kind::Embed, 0)),
+            Op::Embed => self.instructions.push(vector(Kind::Embed, 0, (0, b.x))),
             Op::NormQkvRope { layer } => {
                 let mut qkv = linear(Kind::Qkv, layer, &[matrix(Q)?, matrix(K)?, matrix(V)?], (b.x, b.q));
                 for (m, kind) in qkv.matrix.iter_mut().zip([QBias, KBias, VBias]) {
@@ -61,7 +77,7 @@ impl Plan {
                 }
                 self.push(Instruction { norm: 1, ..qkv });
             }
-            Op::Attend { layer } => self.instructions.push(Instruction::new(Kind::Attend, layer)),
+            Op::Attend { layer } => self.instructions.push(vector(Kind::Attend, layer, (b.q, b.a))),
             Op::OutAdd { layer } => self.push(linear(Kind::Out, layer, &[matrix(O)?], (b.a, b.x))),
             Op::NormGateUp { layer } => {
                 let gate_up = linear(Kind::GateUp, layer, &[matrix(Gate)?, matrix(Up)?], (b.x, b.h));
@@ -72,19 +88,23 @@ impl Plan {
                 let mut down = linear(Kind::Down, layer, &[matrix(Down)?], (b.h, b.x));
                 let block = if config.rotation.is_some() { rotation::block(config.mlp) } else { 1 };
                 if block > abi::WARP_HADAMARD {
-                    let wide = Instruction::new(Kind::Hadamard, layer);
+                    let wide = vector(Kind::Hadamard, layer, (b.h, b.y));
+                    down.input = b.y;
                     let (cols, hadamard) = (config.mlp as i32, block as i32);
-                    self.instructions.push(Instruction { cols, hadamard, input: b.h, out: b.h, ..wide });
+                    self.instructions.push(Instruction { cols, hadamard, ..wide });
                 } else if block > 1 {
                     down.hadamard = block as i32;
                 }
                 self.push(down);
             }
             Op::NormHead => {
+                // The rotation is of every run: what it writes would else be older than tags can tell.
+                if config.tied_embeddings {
+                    self.instructions.push(vector(Kind::HeadRotate, 0, (b.x, b.y)));
+                }
                 self.body = (self.instructions.len(), self.entries.len());
                 if config.tied_embeddings {
-                    self.instructions.push(Instruction::new(Kind::HeadRotate, 0));
-                    self.push(linear(Kind::Head, 0, &[matrix(Embed)?], (b.x, b.logits)));
+                    self.push(linear(Kind::Head, 0, &[matrix(Embed)?], (b.y, b.logits)));
                 } else {
                     let head = linear(Kind::Head, 0, &[matrix(Head)?], (b.x, b.logits));
                     self.push(Instruction { norm: 1, ..head });
@@ -104,8 +124,7 @@ impl Plan {
     /// The instructions as the kernels read them.
     pub(crate) fn instruction_bytes(&self) -> Vec<u8> {
         let bytes = size_of_val(self.instructions.as_slice());
-        // SAFETY: `Instruction` is `repr(C)` and made of integers; its one gap of four bytes, before `input`, is made
-        // explicit by the type, so every byte is initialised.
+        // SAFETY: `Instruction` is `repr(C)` and made of integers without gaps, so every byte is initialised.
         unsafe { std::slice::from_raw_parts(self.instructions.as_ptr().cast::<u8>(), bytes) }.to_vec()
     }
 
@@ -140,6 +159,11 @@ impl Plan {
     }
 }
 
+/// An instruction without matrices.
+fn vector(kind: Kind, layer: usize, (input, out): (u64, u64)) -> Instruction {
+    Instruction { input, out, ..Instruction::new(kind, layer) }
+}
+
 fn linear(kind: Kind, layer: usize, matrices: &[&Matrix], (input, out): (u64, u64)) -> Instruction {
     let mut instruction = Instruction::new(kind, layer);
     for (to, matrix) in instruction.matrix.iter_mut().zip(matrices) {
@@ -169,6 +193,11 @@ pub(crate) struct Block {
 pub(crate) fn heads_a_group(config: &ModelConfig) -> usize {
     let group = config.heads / config.kv_heads;
     (1..=group.min(8)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1)
+}
+
+/// Blocks, at most, that share out the context of a head group.
+pub(crate) fn splits(config: &ModelConfig, grid: usize) -> usize {
+    (grid * heads_a_group(config) / config.heads).max(1)
 }
 
 /// Heads of a group that attention merges at a time: `MERGED` in `kernels/attend.cuh`.
@@ -212,7 +241,9 @@ impl Block {
         let rotate = if config.tied_embeddings { config.hidden } else { 0 };
         let head = config.head_dim;
         let group = heads_a_group(config);
-        let attend = group * head + merged(group) * warps * (head + 4);
+        let (splits, share) = (splits(config, grid), group * head);
+        // One split's results and a place for each warp's, or what all splits found.
+        let attend = (share + merged(group) * warps * (head + 4)).max(share + splits * (group + 1));
         let act = (spans * abi::SPAN / 2).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
         let share =
             |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };
@@ -222,7 +253,9 @@ impl Block {
             + warps * slots * (slot + 8)
             + plan.entries.len() * abi::ENTRY_BYTES
             + 2 * size_of::<Instruction>()
-            + 4 * (act + 2 * warps + 4 + sums);
+            + 4 * (act + 2 * warps + sums)
+            // Of every row what is added to it, and its scale.
+            + sums / 2 * 6;
         Self { warps, slots, table_row, sizes, shared }
     }
 }
