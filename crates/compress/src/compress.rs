@@ -18,7 +18,8 @@ use upg_format::{
 use crate::{
     CompressError, Folded, Plan, Progress, Report, Sensitivities, Target, TensorReport,
     calibrate::{
-        self, Calibration, Factor, Outcome, Outputs, Rounded, Store, Walk, round, round_nearest, values,
+        self, Calibration, Clock, Factor, Outcome, Outputs, Phase, Rounded, Store, Walk, round,
+        round_nearest, values,
     },
     kept::KeptPlan,
     peak_rss,
@@ -87,9 +88,10 @@ pub fn compress(
         Planning { folded: &folded, is_local, target, options, overhead, progress, cancel }.plan(&kept)?;
     progress.planned(&plan, memory(&folded, &plan, options));
 
+    let clock = Clock::default();
     let encodings = plan.encodings();
     let writer = UpgWriter::create_or_resume(out, &header, checkpoint.tokenizer_json(), &encodings)?;
-    let mut job = Job { folded: &folded, writer, progress, cancel, numbers: Vec::new() };
+    let mut job = Job { folded: &folded, writer, progress, cancel, clock: &clock, numbers: Vec::new() };
     plan.tensors().iter().filter(|t| job.writer.is_done(t.name)).for_each(|t| folded.finished(t.name));
     let mut weights = 0;
     if let Some(calibration) = &options.calibration {
@@ -104,6 +106,7 @@ pub fn compress(
     for tensor in rest {
         weights += job.tensor(tensor, None)?;
     }
+    progress.message(&format!("spent on {}", clock.describe()));
     let file_bytes = job.writer.finish()?;
     kept.remove()?;
     let tensors = measured(out)?;
@@ -186,7 +189,10 @@ impl Planning<'_> {
             (None, None, Some(text)) => match kept.read() {
                 Some(json) => self.given(&json),
                 None => {
+                    let start = Instant::now();
                     let found = calibrate::sensitivities(self.folded, text, self.progress, self.cancel)?;
+                    let seconds = start.elapsed().as_secs_f64();
+                    self.progress.message(&format!("sensitivities measured in {seconds:.1} s"));
                     let plan = self.allocated(&found)?;
                     kept.write(&plan)?;
                     Ok(plan)
@@ -240,6 +246,7 @@ struct Job<'a> {
     writer: UpgWriter,
     progress: &'a dyn Progress,
     cancel: &'a AtomicBool,
+    clock: &'a Clock,
     /// The chunk in work.
     numbers: Vec<f32>,
 }
@@ -263,7 +270,7 @@ impl Job<'_> {
             }
             let chunk = first..rows.min(first + step);
             self.numbers.resize(chunk.len() * cols, 0.0);
-            self.folded.rows(name, chunk.clone(), &mut self.numbers)?;
+            self.clock.time(Phase::Weights, || self.folded.rows(name, chunk.clone(), &mut self.numbers))?;
             energy += match encoding {
                 Encoding::T8(bits) => self.t8(name, bits, factor, &chunk)?,
                 Encoding::F16 => self.f16(name, cols, &chunk)?,
@@ -287,7 +294,7 @@ impl Job<'_> {
             false => store.whole(embed, None)?,
         }
         let embedding = store.numbers(embed)?;
-        let mut walk = Walk::new(folded, calibration, &embedding, store.job.progress)?;
+        let mut walk = Walk::new(folded, calibration, &embedding, store.job.progress, store.job.clock)?;
         drop(embedding);
         for layer in 0..folded.config().layers {
             let biases = plan.tensors().iter().map(|t| t.name).filter(|name| name.layer() == Some(layer));
@@ -316,10 +323,10 @@ impl Job<'_> {
         rows: &Range<usize>,
     ) -> Result<Energy, CompressError> {
         let cols = self.numbers.len() / rows.len();
-        let Rounded { scales, codes, energy } = match factor {
+        let Rounded { scales, codes, energy } = self.clock.time(Phase::Rounding, || match factor {
             Some(factor) => round(bits, &self.numbers, factor, cols),
             None => round_nearest(bits, &self.numbers, cols),
-        };
+        });
         if let Some(row) = scales.iter().position(|scale| !scale.is_finite()) {
             return Err(CompressError::TooLarge { name, row: rows.start + row });
         }
@@ -385,7 +392,7 @@ impl Layers<'_, '_> {
         let (encoding, folded, progress) = (self.planned(name)?.encoding, self.job.folded, self.job.progress);
         let factor = match self.job.writer.is_done(name) {
             true => None,
-            false => inputs()?.factor(folded, name, encoding, progress)?,
+            false => inputs()?.factor(folded, name, encoding, progress, self.job.clock)?,
         };
         self.whole(name, factor.as_ref())
     }

@@ -1,9 +1,11 @@
 //! How matrices that share their input are rounded: chosen on tokens held out.
 
+use rayon::prelude::*;
 use upg_codec::{Bits, GROUP};
 use upg_format::TensorName;
 
 use super::{
+    clock::{Clock, Phase},
     hessian::{Factor, Hessian},
     ldlq::{Rounded, round, round_nearest, values},
     linalg::dot,
@@ -60,19 +62,43 @@ pub(crate) struct Choice {
 impl Choice {
     /// The damping with which the samples come through best on tokens held out, and for which matrices that is better than
     /// no feedback.
-    pub(crate) fn new(candidates: &[Candidate], inputs: Inputs<'_>, progress: &dyn Progress) -> Self {
+    pub(crate) fn new(
+        candidates: &[Candidate],
+        inputs: Inputs<'_>,
+        progress: &dyn Progress,
+        clock: &Clock,
+    ) -> Self {
         let part = Part::new(inputs);
-        let [mut learned, held] = [&part.learned, &part.held]
-            .map(|tokens| Hessian::of(&part.columns(inputs.x, tokens), part.width()));
+        let [learned, held] = clock.time(Phase::Moments, || {
+            [&part.learned, &part.held]
+                .map(|tokens| Hessian::of(&part.columns(inputs.x, tokens), part.width()))
+        });
+        clock.time(Phase::Choice, || Self::by(candidates, &part, learned, held, progress))
+    }
+
+    /// The same from the part's moments.
+    fn by(
+        candidates: &[Candidate],
+        part: &Part,
+        mut learned: Hessian,
+        held: Hessian,
+        progress: &dyn Progress,
+    ) -> Self {
         let trials: Vec<Trial> =
-            candidates.iter().map(|candidate| Trial::new(candidate, &part, &held)).collect();
+            candidates.iter().map(|candidate| Trial::new(candidate, part, &held)).collect();
         let (mut best, mut chosen) = (vec![1.0; trials.len()], DAMPINGS[0]);
-        for damping in DAMPINGS {
-            let Ok(factor) = learned.clone().factor(damping) else {
+        let tried: Vec<Option<Vec<f64>>> = DAMPINGS
+            .into_par_iter()
+            .map(|damping| {
+                let factor = learned.clone().factor(damping).ok()?;
+                Some(trials.par_iter().map(|trial| trial.relative(&factor, &held)).collect())
+            })
+            .collect();
+        for (damping, relative) in DAMPINGS.into_iter().zip(tried) {
+            let Some(relative) = relative else {
                 progress.message(&without_factor(candidates[0].name, damping));
                 continue;
             };
-            let relative: Vec<f64> = trials.iter().map(|trial| trial.relative(&factor, &held)).collect();
             if relative.iter().sum::<f64>() < best.iter().sum() {
                 (best, chosen) = (relative, damping);
             }
@@ -95,14 +121,16 @@ impl Choice {
         name: TensorName,
         inputs: Inputs<'_>,
         progress: &dyn Progress,
+        clock: &Clock,
     ) -> Option<Factor> {
         if !self.fed.contains(&true) {
             return None;
         }
         let hessian = self.hessian.take();
-        let mut hessian = hessian.unwrap_or_else(|| Hessian::of(inputs.x, inputs.width));
+        let mut hessian =
+            hessian.unwrap_or_else(|| clock.time(Phase::Moments, || Hessian::of(inputs.x, inputs.width)));
         for damping in DAMPINGS.into_iter().filter(|more| *more >= self.damping) {
-            match hessian.factor(damping) {
+            match clock.time(Phase::Factors, || hessian.factor(damping)) {
                 Ok(factor) => return Some(factor),
                 Err(same) => hessian = same,
             }

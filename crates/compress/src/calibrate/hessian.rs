@@ -1,14 +1,20 @@
 //! Second moments of a matrix's inputs, and the factors that rounding with feedback needs.
 
-use std::ops::{AddAssign, Range};
+use std::ops::{AddAssign, Range, RangeInclusive};
 
 use rayon::prelude::*;
 use upg_codec::GROUP;
 
 use super::linalg::{Into, NotPositive, View, ViewMut, cholesky, dot, invert_lower, multiply};
 
-/// Rows of `H` that one task updates.
-const TASK_ROWS: usize = 128;
+/// Tokens that are added at a time.
+const TOKENS: usize = 512;
+
+/// `H` is summed up in square tiles of so many rows: enough for a product to be worth its packing.
+const TILE: RangeInclusive<usize> = 128..=512;
+
+/// Rows of tiles that there are at least, where tiles may be that small: for several threads.
+const TILES: usize = 16;
 
 /// `H = Σ x xᵀ` over tokens: for rows `e` of a matrix's rounding error, `e H eᵀ` is the squared error of its outputs.
 #[derive(Clone)]
@@ -30,12 +36,27 @@ impl Hessian {
     /// Adds tokens.
     fn add(&mut self, x: &[f32]) {
         let n = self.n;
-        let x = View::rows(x, n);
-        self.data.par_chunks_mut(TASK_ROWS * n).enumerate().for_each(|(task, rows)| {
-            let (first, count) = (task * TASK_ROWS, rows.len() / n);
-            let lower = ViewMut::strided(rows, [count, first + count], n);
-            multiply(lower, Into::Plus, x.columns(first..first + count).t(), x.columns(0..first + count));
-        });
+        let tile = (n / TILES).next_multiple_of(GROUP).clamp(*TILE.start(), *TILE.end());
+        for x in x.chunks(TOKENS * n) {
+            let tokens = x.len() / n;
+            // Each tile's columns on their own, `[tokens, tile]`: in `x` every token of them is on a page of its own.
+            let mut parts = vec![0.0; x.len()];
+            parts.par_chunks_mut(tokens * tile).enumerate().for_each(|(i, part)| {
+                let width = part.len() / tokens;
+                for (x, part) in x.chunks_exact(n).zip(part.chunks_exact_mut(width)) {
+                    part.copy_from_slice(&x[i * tile..][..width]);
+                }
+            });
+            let parts: Vec<&[f32]> = parts.chunks(tokens * tile).collect();
+            self.data.par_chunks_mut(tile * n).zip(&parts).enumerate().for_each(|(i, (rows, own))| {
+                let count = rows.len() / n;
+                for (j, other) in parts[..=i].iter().enumerate() {
+                    let width = other.len() / tokens;
+                    let sum = ViewMut::strided(&mut rows[j * tile..], [count, width], n);
+                    multiply(sum, Into::Plus, View::rows(own, count).t(), View::rows(other, width));
+                }
+            });
+        }
     }
 
     /// Copies the lower triangle to the upper. To be called after the last [`Hessian::add`].

@@ -16,7 +16,7 @@ use super::{
 use crate::round::{Energy, round_rows};
 
 /// Rows of one task: what a product needs to be worth its packing.
-const TASK_ROWS: usize = 64;
+const TASK_ROWS: usize = 128;
 
 /// One column in so many, the last ones, is rounded once more, before all, to fit the scale.
 const FITTING: usize = 4;

@@ -1,6 +1,7 @@
 //! Running a model over text while it is compressed, and measuring what compression did to it.
 
 mod backward;
+mod clock;
 mod cost;
 mod feedback;
 mod forward;
@@ -14,6 +15,7 @@ mod sensitivity;
 mod text;
 mod walk;
 
+pub(crate) use clock::{Clock, Phase};
 pub(crate) use hessian::Factor;
 pub(crate) use ldlq::{Rounded, round, round_nearest, values};
 pub use measure::{Divergence, divergence};

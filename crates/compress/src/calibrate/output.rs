@@ -3,6 +3,7 @@
 use upg_format::{Encoding, TensorKind, TensorName};
 
 use super::{
+    clock::Clock,
     feedback::{Candidate, Choice, Inputs, sampled},
     forward::{Activations, Forward},
     head::Head,
@@ -46,6 +47,7 @@ impl Outputs {
         name: TensorName,
         encoding: Encoding,
         progress: &dyn Progress,
+        clock: &Clock,
     ) -> Result<Option<Factor>, CompressError> {
         let Encoding::T8(bits) = encoding else { return Ok(None) };
         let is_read = name.kind() == TensorKind::Embed;
@@ -60,7 +62,8 @@ impl Outputs {
             folded.rows(name, row..row + 1, sample)?;
         }
         let inputs = Inputs { x: &self.x, width, learning: self.learning };
-        let mut choice = Choice::new(&[Candidate { name, bits, rows: samples, is_read }], inputs, progress);
-        Ok(choice.factor(name, inputs, progress))
+        let mut choice =
+            Choice::new(&[Candidate { name, bits, rows: samples, is_read }], inputs, progress, clock);
+        Ok(choice.factor(name, inputs, progress, clock))
     }
 }

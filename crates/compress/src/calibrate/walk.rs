@@ -3,6 +3,7 @@
 use upg_format::{Encoding, TensorKind, TensorName};
 
 use super::{
+    clock::{Clock, Phase},
     feedback::{Candidate, Choice, Inputs, sampled},
     forward::{Activations, Forward, Layer, decoded},
     ldlq::{Rounded, round, round_nearest, values},
@@ -39,6 +40,7 @@ pub(crate) struct Walk<'a> {
     folded: &'a Folded<'a>,
     forward: Forward,
     progress: &'a dyn Progress,
+    clock: &'a Clock,
     /// The residual stream before the next layer: sequences to learn from, then those held out.
     x: Activations,
     /// Tokens of `x`.
@@ -54,20 +56,23 @@ impl<'a> Walk<'a> {
         calibration: &Calibration,
         embedding: &[f32],
         progress: &'a dyn Progress,
+        clock: &'a Clock,
     ) -> Result<Self, CompressError> {
         let forward = Forward::new(folded.config(), calibration.ctx);
         let (tokens, learning) = calibration.split(&forward.config)?;
         let x = forward.embed(embedding, &tokens);
-        Ok(Self { x, folded, forward, progress, tokens: tokens.len(), learning })
+        Ok(Self { x, folded, forward, progress, clock, tokens: tokens.len(), learning })
     }
 
     /// Compresses the next layer, the `index`-th.
     pub(crate) fn layer(&mut self, index: usize, store: &mut dyn Store) -> Result<(), CompressError> {
         use TensorKind::*;
         // What is in the file already need not be read (and perhaps fetched) again.
-        let mut layer = Layer::load_with(self.folded.config(), index, |name| match store.known(name)? {
-            Some(numbers) => Ok(numbers),
-            None => decoded(self.folded, name),
+        let mut layer = self.clock.time(Phase::Weights, || {
+            Layer::load_with(self.folded.config(), index, |name| match store.known(name)? {
+                Some(numbers) => Ok(numbers),
+                None => decoded(self.folded, name),
+            })
         })?;
         let mut x = std::mem::take(&mut self.x);
         let mut stage = |layer: &mut Layer, kinds: &[TensorKind], input: &[f32]| {
@@ -83,17 +88,17 @@ impl<'a> Walk<'a> {
         };
         let normed = self.forward.normed(&x); // [tokens, hidden]
         stage(&mut layer, &[Q, K, V], &normed)?;
-        let a = self.forward.attended(&layer, &normed); // [tokens, heads·head_dim]
+        let a = self.clock.time(Phase::Forward, || self.forward.attended(&layer, &normed)); // [tokens, heads·head_dim]
         drop(normed);
         stage(&mut layer, &[O], &a)?;
-        self.forward.add(&layer, O, &a, &mut x);
+        self.clock.time(Phase::Forward, || self.forward.add(&layer, O, &a, &mut x));
         drop(a);
         let normed = self.forward.normed(&x); // [tokens, hidden]
         stage(&mut layer, &[Gate, Up], &normed)?;
-        let h = self.forward.activated(&layer, &normed); // [tokens, mlp]
+        let h = self.clock.time(Phase::Forward, || self.forward.activated(&layer, &normed)); // [tokens, mlp]
         drop(normed);
         stage(&mut layer, &[Down], &h)?;
-        self.forward.add(&layer, Down, &h, &mut x);
+        self.clock.time(Phase::Forward, || self.forward.add(&layer, Down, &h, &mut x));
         self.x = x;
         Ok(())
     }
@@ -132,14 +137,14 @@ impl<'a> Walk<'a> {
                 Candidate { name: *name, bits: *bits, rows: rows.copied().collect(), is_read: false }
             })
             .collect();
-        let mut choice = Choice::new(&candidates, inputs, self.progress);
-        let factor = choice.factor(*first, inputs, self.progress);
+        let mut choice = Choice::new(&candidates, inputs, self.progress, self.clock);
+        let factor = choice.factor(*first, inputs, self.progress, self.clock);
         for ((name, bits), fed) in coded.into_iter().zip(choice.fed) {
             let w = layer.matrix_mut(name.kind());
-            let rounded = match factor.as_ref().filter(|_| fed) {
+            let rounded = self.clock.time(Phase::Rounding, || match factor.as_ref().filter(|_| fed) {
                 Some(factor) => round(bits, w, factor, width),
                 None => round_nearest(bits, w, width),
-            };
+            });
             if let Some(row) = rounded.scales.iter().position(|scale| !scale.is_finite()) {
                 return Err(CompressError::TooLarge { name, row });
             }

@@ -6,9 +6,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
+    time::Instant,
 };
 
 use anyhow::Context as _;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use upg_checkpoint::{Checkpoint, Source};
 use upg_codec::Bits;
@@ -68,7 +70,18 @@ impl Writing<'_> {
             return Ok(kept.tokens);
         }
         let draft = beside(self.out, ".part.draft");
-        let tokens = self.draft(&draft).and_then(|()| self.written(&draft));
+        let start = Instant::now();
+        let tokens = self.draft(&draft).and_then(|()| {
+            let drafted = start.elapsed();
+            let tokens = self.written(&draft)?;
+            let written = start.elapsed() - drafted;
+            self.printer.detail(format_args!(
+                "the draft took {:.1} s, its text {:.1} s",
+                drafted.as_secs_f64(),
+                written.as_secs_f64()
+            ));
+            Ok(tokens)
+        });
         // It is of no use to anybody, written or not.
         let removed = fs::remove_file(&draft);
         let tokens = tokens?;
@@ -211,19 +224,19 @@ impl Text {
 /// Gives every unfinished text a token.
 fn step(engine: &mut Engine, texts: &mut [Text], ctx: usize) -> anyhow::Result<()> {
     let vocab = engine.config().vocab;
-    let mut under_way: Vec<&mut Text> = texts.iter_mut().filter(|text| text.tokens.len() < ctx).collect();
+    let under_way: Vec<&mut Text> = texts.iter_mut().filter(|text| text.tokens.len() < ctx).collect();
     let segment = |text: &&mut Text| (text.seq, text.tokens[text.run..].to_vec());
     let pending: Vec<(SeqId, Vec<u32>)> = under_way.iter().map(segment).collect();
     let batch: Vec<Segment<'_>> =
         pending.iter().map(|(seq, tokens)| Segment { seq: *seq, tokens, logits: Logits::Last }).collect();
     let mut logits = vec![0.0; batch.len() * vocab];
     engine.machine_mut().run(&batch, &mut logits)?;
-    for (text, logits) in under_way.iter_mut().zip(logits.chunks_exact(vocab)) {
+    under_way.into_par_iter().zip(logits.par_chunks_exact(vocab)).try_for_each(|(text, logits)| {
         text.run = text.tokens.len();
         // A text that ends goes on with another one: that is how models are trained.
         text.tokens.push(text.sampler.sample(logits)?.token);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[cfg(test)]
