@@ -15,15 +15,28 @@ __device__ __forceinline__ void unpack8(const uint4& f, float* to) {
     for (int i = 0; i < 4; i++) { to[2 * i] = half_to_float(w[i] & 0xffff); to[2 * i + 1] = half_to_float(w[i] >> 16); }
 }
 
-// Element `i` of a head turned by RoPE, as soon as it is there: dimension i pairs with i + rope_dim/2. `rope` holds cosines,
-// then sines.
-__device__ __forceinline__ float roped(const float* head, int i, const float* rope, int dim, u32 tag, const Wait& wait) {
-    const int half = dim / 2;
-    if (i >= dim) return receive(head + i, tag, wait);
-    const float c = __ldg(rope + i % half), s = __ldg(rope + half + i % half);
-    const float x = receive(head + i, tag, wait);
-    return i < half ? x * c - receive(head + i + half, tag, wait) * s : x * c + receive(head + i - half, tag, wait) * s;
-}
+// An element of a head to be turned by RoPE: dimension i pairs with i + rope_dim/2. Its words are asked for when it is made, and
+// waited for when it is turned, so that many can be on their way.
+struct Turned {
+    const float *own, *other;
+    u32 bits, other_bits;
+    float cosine, sine;
+
+    // Element `i` of `head`; `rope` holds cosines, then sines. Elements from `dim` on are not turned.
+    __device__ __forceinline__ Turned(const float* head, int i, const float* rope, int dim) {
+        const int half = dim / 2;
+        own = head + i;
+        other = i >= dim ? own : i < half ? own + half : own - half;
+        bits = load_word(own);
+        other_bits = load_word(other);
+        cosine = i < dim ? __ldg(rope + i % half) : 1.f;
+        sine = i < half ? -__ldg(rope + half + i) : i < dim ? __ldg(rope + i) : 0.f;
+    }
+
+    __device__ __forceinline__ float value(u32 tag, const Wait& wait) const {
+        return settle(bits, own, tag, wait) * cosine + settle(other_bits, other, tag, wait) * sine;
+    }
+};
 
 __device__ __forceinline__ u16* cached(const Run& run, int layer, int value, int head, int token) {
     const Model& m = run.model;
@@ -72,14 +85,21 @@ __device__ __forceinline__ void merge_splits(const Stamped* partial, float* out,
     const u32 stamp = wait.stamp(in);
     float* sums = memory;                      // logarithms, [splits][HEADS]
     float* values = memory + splits * HEADS;   // [splits][count]
-#pragma unroll 1
-    for (int i = threadIdx.x; i < splits * count; i += THREADS) {
+    const auto value_at = [&](int i) {
         const int s = i / count, at = first + i % count;
-        values[i] = receive_stamped(partial + (at / D * splits + s) * (D + 1) + at % D, stamp, wait);
-    }
+        return partial + (at / D * splits + s) * (D + 1) + at % D;
+    };
+    const auto sum_at = [&](int i) { return partial + (i % HEADS * splits + i / HEADS) * (D + 1) + D; };
+    // Two values and a sum on their way: mostly all that a thread takes.
+    const int all_values = splits * count, all_sums = splits * HEADS;
 #pragma unroll 1
-    for (int i = THREADS - 1 - threadIdx.x; i < splits * HEADS; i += THREADS)
-        sums[i] = receive_stamped(partial + (i % HEADS * splits + i / HEADS) * (D + 1) + D, stamp, wait);
+    for (int i = threadIdx.x, j = THREADS - 1 - threadIdx.x; i < all_values || j < all_sums; i += 2 * THREADS, j += THREADS) {
+        const Stamped *one = value_at(min(i, all_values - 1)), *two = value_at(min(i + THREADS, all_values - 1)), *sum = sum_at(min(j, all_sums - 1));
+        const u64 one_word = load_stamped(one), two_word = load_stamped(two), sum_word = load_stamped(sum);
+        if (i < all_values) values[i] = settle_stamped(one_word, one, stamp, wait);
+        if (i + THREADS < all_values) values[i + THREADS] = settle_stamped(two_word, two, stamp, wait);
+        if (j < all_sums) sums[j] = settle_stamped(sum_word, sum, stamp, wait);
+    }
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < count; i += THREADS) {
@@ -127,20 +147,19 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
     ask(t);
     for (int ahead = 1; ahead <= 2; ahead++) ask_l2(t + ahead * WARPS * TOKENS);
 
+    // Queries by all threads; in the block of the last split, this token's key and value too.
     const float* queries = in.in + head * HEADS * D;
+    const float* keys = in.in + (m.heads + kv) * D;
+    const float* values = keys + m.kv_heads * D;
+    const bool last = end == position + 1;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < HEADS * D; i += THREADS)
-        q[i] = roped(queries + i / D * D, i % D, run.rope, m.rope_dim, reads, wait) * scale;
-    if (end == position + 1) {
-        const float* keys = in.in + (m.heads + kv) * D;
-        const float* values = keys + m.kv_heads * D;
-        u16* to_key = cached(run, in.layer, 0, kv, position);
-        u16* to_value = cached(run, in.layer, 1, kv, position);
-#pragma unroll 1
-        for (int i = threadIdx.x; i < D; i += THREADS) {
-            to_key[i] = now[i] = float_to_half(roped(keys, i, run.rope, m.rope_dim, reads, wait));
-            to_value[i] = now[D + i] = float_to_half(receive(values + i, reads, wait));
-        }
+    for (int i = threadIdx.x; i < max(HEADS, 2) * D; i += THREADS) {
+        const int d = i % D;
+        const bool is_key = last && i < D, is_value = last && i >= D && i < 2 * D;
+        const Turned turned(i < HEADS * D ? queries + i - d : keys, d, run.rope, m.rope_dim);
+        const Turned own(is_value ? values : keys, d, run.rope, is_value ? 0 : m.rope_dim);
+        if (i < HEADS * D) q[i] = turned.value(reads, wait) * scale;
+        if (is_key || is_value) now[i] = *(cached(run, in.layer, is_value, kv, position) + d) = float_to_half(own.value(reads, wait));
     }
     __syncthreads();
 

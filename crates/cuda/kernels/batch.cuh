@@ -55,7 +55,7 @@ __device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1
 template <int CHUNKS> __device__ __forceinline__ void hadamard_chunks(float (&v)[CHUNKS][16], int cols, int block, float* shared) {
     if (block <= WARP_HADAMARD) {
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) warp_hadamard(v[c], block);
+        for (int c = 0; c < CHUNKS; c++) warp_hadamard(v[c], 1, block);
         return;
     }
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -57,15 +57,17 @@ __device__ __forceinline__ void send(float* to, float value, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(bits) : "memory");
 }
 
-// Waits for a number.
-__device__ __forceinline__ float receive(const float* from, u32 tag, const Wait& wait) {
-    u32 bits = load_word(from);
+// Waits for a number of which `bits` were loaded: loads until they carry the tag.
+__device__ __forceinline__ float settle(u32 bits, const float* from, u32 tag, const Wait& wait) {
     if ((bits ^ tag) & TAG) {
         const i64 start = clock64();
         do bits = load_word(from); while ((bits ^ tag) & TAG && wait.more(start));
     }
     return untagged(bits);
 }
+
+// Waits for a number.
+__device__ __forceinline__ float receive(const float* from, u32 tag, const Wait& wait) { return settle(load_word(from), from, tag, wait); }
 
 // A number with its stamp.
 struct Stamped { float value; u32 stamp; };
@@ -74,11 +76,17 @@ __device__ __forceinline__ void send_stamped(Stamped* to, float value, u32 stamp
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" :: "l"(to), "l"((u64)stamp << 32 | __float_as_uint(value)) : "memory");
 }
 
-__device__ __forceinline__ float receive_stamped(const Stamped* from, u32 stamp, const Wait& wait) {
-    const i64 start = clock64();
-    for (;;) {
-        u64 both;
-        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(from) : "memory");
-        if (both >> 32 == stamp || !wait.more(start)) return __uint_as_float((u32)both);
+__device__ __forceinline__ u64 load_stamped(const Stamped* from) {
+    u64 both;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(from) : "memory");
+    return both;
+}
+
+// Waits for such a number, of which `both` was loaded.
+__device__ __forceinline__ float settle_stamped(u64 both, const Stamped* from, u32 stamp, const Wait& wait) {
+    if (both >> 32 != stamp) {
+        const i64 start = clock64();
+        do both = load_stamped(from); while (both >> 32 != stamp && wait.more(start));
     }
+    return __uint_as_float((u32)both);
 }

@@ -11,7 +11,7 @@
 // A block's shared memory, laid out by the host.
 struct Shared {
     char* table;         // TABLE_BYTES
-    u32* act;            // activations, two a word, [span][4][lane][4]
+    u32* act;            // activations, two a word: see `act_index`
     int* sums;           // low and high half a row of the block's share
     float* addends;      // of the same rows: what is added to them
     u16* scales;         // and their scales
@@ -19,12 +19,14 @@ struct Shared {
     float step;          // d, times the norm where there is one
 };
 
-__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 4 + quad) * 32 + lane) * 4; }
+// Where words 4 quad to 4 quad + 3 of a lane's group lie: [span][quad][lane], lanes in such an order that neither those who read
+// one quad of all groups nor those who write the quads of a group meet in a bank.
+__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 4 + quad) * 32 + (lane ^ quad << 1)) * 4; }
 constexpr float ACT_MOST = 16383.f;
 
 constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
 
-// Asks for a chunk of an instruction's input: v[4k + i] of lane l is column 128k + 4l + i, with its tag.
+// Asks for a chunk of an instruction's input, as `warp_hadamard` takes it, with its tags.
 __device__ __forceinline__ void ask_for(const Instruction& in, int chunk, u32 tag, float (&v)[16]) {
     const float zero = __uint_as_float(tag);
 #pragma unroll
@@ -68,7 +70,7 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
         const int chunk = c * WARPS + warp;
         if (chunk >= chunks) break;
         if (c > 0) await_chunk(in, chunk, tag, wait, v[c]);
-        if (in.hadamard && in.hadamard <= WARP_HADAMARD) warp_hadamard(v[c], in.hadamard);
+        if (in.kind == DOWN && in.hadamard) warp_hadamard(v[c], UNIT, in.hadamard);
 #pragma unroll
         for (int i = 0; i < 16; i++) { squares += v[c][i] * v[c][i]; largest = fmaxf(largest, fabsf(v[c][i])); }
     }
@@ -201,8 +203,11 @@ __device__ __forceinline__ void finish(const Instruction& in, int begin, int end
 #pragma unroll 1
     for (int r = threadIdx.x; r < rows; r += THREADS) {
         float value = take_sum(sh, r);
-        if (in.kind == GATE_UP) value = value / (1.f + __expf(-value)) * take_sum(sh, rows + r);
-        else if (adds(in)) value += untagged(__float_as_uint(sh.addends[r]));
+        if (in.kind == GATE_UP) {
+            value = value / (1.f + __expf(-value)) * take_sum(sh, rows + r);
+            if (in.hadamard) value = unit_hadamard(value);
+        }
+        if (adds(in)) value += untagged(__float_as_uint(sh.addends[r]));
         else if (in.matrix[0].bias) value += sh.addends[r];
         float* out = in.out + begin * UNIT + r;
         if (in.kind == HEAD) *out = value; else send(out, value, tag);

@@ -37,7 +37,7 @@ struct Instruction {
     int units;           // of all matrices
     int cols;
     int spans;           // ceil(cols / SPAN)
-    int hadamard;        // block of the Hadamard on the input, or 0
+    int hadamard;        // block of the Hadamard on the input, or 0; of gate and up whether they do its first stages
     int norm;            // the input goes through RMSNorm
     int entry;           // of its first matrix in the run's list of matrices
     int turns;           // tags of `handoff.cuh`: bit 0 of what it reads, bit 1 of what it writes

@@ -5,12 +5,14 @@
 constexpr int CHUNK = 512;           // columns a warp holds at a time: 16 a lane
 constexpr int WARP_HADAMARD = CHUNK; // the widest Hadamard that a warp does alone
 
-// Hadamard over a chunk. Value v[4k + i] of lane l is column 128k + 4l + i, so that loads are coalesced: bits 0, 1, 7
-// and 8 of the column are in registers, bits 2 to 6 across lanes.
-__device__ __forceinline__ void warp_hadamard(float (&v)[16], int block) {
+// Hadamard over a chunk, in blocks of `block`: its stages for columns `first` and more apart, 1 for all of them. Value
+// v[4k + i] of lane l is column 128k + 4l + i, so that loads are coalesced: bits 0, 1, 7 and 8 of the column are in registers,
+// bits 2 to 6 across lanes.
+__device__ __forceinline__ void warp_hadamard(float (&v)[16], int first, int block) {
 #pragma unroll
     for (int bit = 1; bit < 16; bit *= 2) {
-        if (block <= (bit < 4 ? bit : bit * 32)) continue;
+        const int apart = bit < 4 ? bit : bit * 32;
+        if (apart < first || apart >= block) continue;
 #pragma unroll
         for (int i = 0; i < 16; i++)
             if (!(i & bit)) {
@@ -20,7 +22,7 @@ __device__ __forceinline__ void warp_hadamard(float (&v)[16], int block) {
     }
     // Not unrolled: the instruction cache holds what a layer runs only as long as that is short.
 #pragma unroll 1
-    for (int lanes = 1; lanes < 32 && 4 * lanes < block; lanes *= 2) {
+    for (int lanes = max(first / 4, 1); lanes < 32 && 4 * lanes < block; lanes *= 2) {
         const float sign = threadIdx.x & lanes ? -1.f : 1.f;
 #pragma unroll
         for (int i = 0; i < 16; i++) v[i] = __shfl_xor_sync(~0u, v[i], lanes) + sign * v[i];
@@ -28,6 +30,14 @@ __device__ __forceinline__ void warp_hadamard(float (&v)[16], int block) {
     const float norm = rsqrtf((float)block);
 #pragma unroll
     for (int i = 0; i < 16; i++) v[i] *= norm;
+}
+
+// The stages of a Hadamard for less than UNIT columns apart, over as many lanes that follow each other; not normalised.
+__device__ __forceinline__ float unit_hadamard(float v) {
+    const u32 lane = threadIdx.x % 32, unit = 0xffu << (lane & 24);
+#pragma unroll
+    for (int lanes = 1; lanes < UNIT; lanes *= 2) v = __shfl_xor_sync(unit, v, lanes) + (lane & lanes ? -v : v);
+    return v;
 }
 
 // Hadamard in shared memory over `count` values in blocks of `block`.

@@ -94,6 +94,10 @@ impl Plan {
                     self.instructions.push(Instruction { cols, hadamard, ..wide });
                 } else if block > 1 {
                     down.hadamard = block as i32;
+                    // The first stages are done where the numbers are written: see `unit_hadamard` in `kernels/vector.cuh`.
+                    if let Some(gate_up) = self.instructions.last_mut() {
+                        gate_up.hadamard = abi::UNIT as i32;
+                    }
                 }
                 self.push(down);
             }
