@@ -177,11 +177,8 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
             key = *reinterpret_cast<const uint4*>(now + part * 8);
             value = *reinterpret_cast<const uint4*>(now + D + part * 8);
         }
-        float k[8], v[8];
+        float k[8], v[8], scores[HEADS];
         unpack8(key, k);
-        unpack8(value, v);
-        t += WARPS * TOKENS;
-        ask(t);
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
             float s = 0.f;
@@ -189,7 +186,14 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
             for (int i = 0; i < 8; i++) s += qr[h][i] * k[i];
 #pragma unroll
             for (int d = LANES / 2; d; d /= 2) s += __shfl_xor_sync(~0u, s, d);
-            if (!seen) s = -1e30f;
+            scores[h] = s;
+        }
+        unpack8(value, v);
+        t += WARPS * TOKENS;
+        ask(t);
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            const float s = seen ? scores[h] : -1e30f;
             const float largest = fmaxf(most[h], s), keep = exp2f(most[h] - largest), weight = seen ? exp2f(s - largest) : 0.f;
             most[h] = largest; sum[h] = sum[h] * keep + weight;
 #pragma unroll
