@@ -51,7 +51,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (whole, after) = (each(start.elapsed()), counters(&machine));
     let host = each(after.host_time - before.host_time);
     println!("one token: {whole:.0} µs, of which {host:.0} encoding and submitting");
-    print(&mut machine)
+    print(&mut machine)?;
+    machine.kv_mut().truncate(seq, context - 33)?;
+    let mut found = vec![0; tokens as usize];
+    let (start, before) = (Instant::now(), counters(&machine));
+    machine.run_greedy(seq, 1, &mut found)?;
+    let (whole, after) = (each(start.elapsed()), counters(&machine));
+    let host = each(after.host_time - before.host_time);
+    println!("one token, chosen by the device: {whole:.0} µs, of which {host:.0} encoding and submitting");
+    Ok(())
 }
 
 fn print(machine: &mut WgpuMachine) -> Result<(), Box<dyn Error>> {

@@ -5,9 +5,10 @@
 // their way while the one before it is multiplied, and the sums of a subgroup are kept in workgroup memory until all steps
 // are done, or as many as fit (CHUNK). Workgroup (any, token).
 
-// Sums of subgroups: [team][slot][subgroup of the team][4 rows], a slot a quad; then two slots a team for the sums of squares.
+// Sums of subgroups, as bits: [team][slot][subgroup of the team][4 rows], a slot a quad; then two slots a team for the sums of
+// squares. Before there are sums: activations, where they are shared.
 const SLOTS: u32 = 2u * CHUNK;
-var<workgroup> partials: array<f32, TEAMS * (SLOTS + 2u) * SUBGROUPS * 4u>;
+var<workgroup> scratch: array<u32, SCRATCH>;
 
 // Where a thread stands in its team.
 struct Thread { column: u32, lane: u32, subgroup: u32 }
@@ -15,9 +16,14 @@ struct Thread { column: u32, lane: u32, subgroup: u32 }
 fn total(slot: u32, row: u32, subgroups: u32) -> f32 {
     var sum = 0.0;
     for (var s = 0u; s < subgroups; s++) {
-        sum += partials[(slot * SUBGROUPS + s) * 4u + row];
+        sum += bitcast<f32>(scratch[(slot * SUBGROUPS + s) * 4u + row]);
     }
     return sum;
+}
+
+// Writes a sum, or adds it to the one that is there.
+fn write(at: u32, sum: f32, again: bool) {
+    scratch[at] = bitcast<u32>(sum + select(0.0, bitcast<f32>(scratch[at]), again));
 }
 
 @compute @workgroup_size(THREADS)
@@ -32,6 +38,7 @@ fn main(
     let stride = workgroups.x * TEAMS;
     let lane = t % COPIES;
     var squares = 0.0;
+    DECLARE_ACTS
     for (var first = wg.x * TEAMS; first < STEPS; first += CHUNK * stride) {
         let end = min(STEPS, first + CHUNK * stride);
         for (var turn = 0u; turn < TURNS; turn++) {
@@ -42,9 +49,9 @@ fn main(
             PREPARE
             MULTIPLY_STEPS
         }
-        keep(TEAMS * SLOTS + 2u * team, vec4<f32>(squares, 0.0, 0.0, 0.0), vec4<f32>(), false, thread);
+        KEEP_SQUARES
         workgroupBarrier();
-        let scale = norm_scale(ALL_SQUARES);
+        let scale = NORM_SCALE;
         // Each team's steps of the chunk.
         let rounds = (end - first + stride - 1u) / stride;
         FINISH

@@ -17,7 +17,7 @@ fn keep_quad(slot: u32, sums: vec4<f32>, again: bool, thread: Thread) {
         }
         let at = (slot * SUBGROUPS + thread.subgroup) * 4u;
         for (var row = 0u; row < 4u; row++) {
-            partials[at + row] = all[row] + select(0.0, partials[at + row], again);
+            write(at + row, all[row], again);
         }
     }
 }

@@ -13,6 +13,6 @@ fn keep(slot: u32, a: vec4<f32>, b: vec4<f32>, again: bool, thread: Thread) {
     if thread.lane < 8u {
         let row = (thread.lane & 2u) + (thread.lane >> 2u);
         let at = ((slot + (thread.lane & 1u)) * SUBGROUPS + thread.subgroup) * 4u + row;
-        partials[at] = one + select(0.0, partials[at], again);
+        write(at, one, again);
     }
 }

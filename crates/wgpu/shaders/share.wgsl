@@ -1,24 +1,10 @@
-// The activations of a workgroup's columns, prepared by all its teams together: four threads a group of 32. Their bytes are those
-// of `Acts`: [4 vectors of high bytes, then 4 of low][column].
-var<workgroup> shared_words: array<vec4<u32>, 8u * COLUMNS>;
-var<workgroup> shared_scales: array<f32, COLUMNS>;
+// The activations of a workgroup's columns, prepared by all its teams together: four threads a group of 32. They wait in
+// `scratch`, four bytes a word: [8 words of high bytes, then 8 of low][column], then a scale a column. Rows of columns are longer
+// than needed, so that neighbours write to different banks.
+const ROW: u32 = COLUMNS + 4u;
 
-struct Acts { high: array<u32, 16>, low: array<u32, 16>, scale: f32 }
-
-fn pair_bytes(a: u32, b: u32) -> u32 { return (a & 0xffu) | ((b & 0xffu) << 8u); }
-
-// Words of eight columns: the bytes of 2j, 2j+1 and 2j-1; `before` is that of the column before the first.
-fn words_of(x: vec4<u32>, y: vec4<u32>, before: u32) -> vec4<u32> {
-    return vec4<u32>(
-        pair_bytes(x.x, x.y) | ((before & 0xffu) << 16u),
-        pair_bytes(x.z, x.w) | ((x.y & 0xffu) << 16u),
-        pair_bytes(y.x, y.y) | ((x.w & 0xffu) << 16u),
-        pair_bytes(y.z, y.w) | ((y.y & 0xffu) << 16u),
-    );
-}
-
-// Prepares eight columns; gives the sum of their squares. A group's four threads are neighbours in a subgroup.
-fn share(n: u32, t: u32, lane: u32) -> f32 {
+// Prepares eight columns a thread; gives the sum of their squares. A group's four threads are neighbours in a subgroup.
+fn share(n: u32, t: u32) -> f32 {
     // 1.5·2²³: the last mantissa bits of what it is added to are a rounded integer.
     let magic = vec4<f32>(12582912.0);
     var squares = 0.0;
@@ -35,35 +21,31 @@ fn share(n: u32, t: u32, lane: u32) -> f32 {
         let inverse = select(0.0, 16256.0 / most, most > 1e-30);
         let high_x = round(x * (inverse / 128.0));
         let high_y = round(y * (inverse / 128.0));
-        let hx = bitcast<vec4<u32>>(high_x + magic);
-        let hy = bitcast<vec4<u32>>(high_y + magic);
-        let lx = bitcast<vec4<u32>>(fma(high_x, vec4<f32>(-128.0), x * inverse) + magic);
-        let ly = bitcast<vec4<u32>>(fma(high_y, vec4<f32>(-128.0), y * inverse) + magic);
-        // A group's first column follows its last.
-        let before = subgroupShuffle(pair_bytes(hy.w, ly.w), (lane & ~3u) | ((lane + 3u) & 3u));
+        let low_x = fma(high_x, vec4<f32>(-128.0), x * inverse);
+        let low_y = fma(high_y, vec4<f32>(-128.0), y * inverse);
         let column = u / 4u;
-        let part = u % 4u;
-        shared_words[part * COLUMNS + column] = words_of(hx, hy, before);
-        shared_words[(4u + part) * COLUMNS + column] = words_of(lx, ly, before >> 8u);
-        if part == 0u {
-            shared_scales[column] = most / 16256.0;
+        let at_word = u % 4u * 2u * ROW + column;
+        scratch[at_word] = bytes(bitcast<vec4<u32>>(high_x + magic));
+        scratch[at_word + ROW] = bytes(bitcast<vec4<u32>>(high_y + magic));
+        scratch[at_word + 8u * ROW] = bytes(bitcast<vec4<u32>>(low_x + magic));
+        scratch[at_word + 9u * ROW] = bytes(bitcast<vec4<u32>>(low_y + magic));
+        if u % 4u == 0u {
+            scratch[16u * ROW + column] = bitcast<u32>(most / 16256.0);
         }
     }
     return squares;
 }
 
 fn shared_acts(column: u32) -> Acts {
-    let a = shared_words[column];
-    let b = shared_words[COLUMNS + column];
-    let c = shared_words[2u * COLUMNS + column];
-    let d = shared_words[3u * COLUMNS + column];
-    let e = shared_words[4u * COLUMNS + column];
-    let f = shared_words[5u * COLUMNS + column];
-    let g = shared_words[6u * COLUMNS + column];
-    let h = shared_words[7u * COLUMNS + column];
-    return Acts(
-        array<u32, 16>(a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w, d.x, d.y, d.z, d.w),
-        array<u32, 16>(e.x, e.y, e.z, e.w, f.x, f.y, f.z, f.w, g.x, g.y, g.z, g.w, h.x, h.y, h.z, h.w),
-        shared_scales[column],
+    return arranged(
+        array<u32, 8>(shared_word(0u, column), shared_word(1u, column), shared_word(2u, column), shared_word(3u, column),
+            shared_word(4u, column), shared_word(5u, column), shared_word(6u, column), shared_word(7u, column)),
+        array<u32, 8>(shared_word(8u, column), shared_word(9u, column), shared_word(10u, column), shared_word(11u, column),
+            shared_word(12u, column), shared_word(13u, column), shared_word(14u, column), shared_word(15u, column)),
+        bitcast<f32>(shared_word(16u, column)),
     );
+}
+
+fn shared_word(row: u32, column: u32) -> u32 {
+    return scratch[row * ROW + column];
 }

@@ -1,7 +1,7 @@
 // The step buffer: what changes from batch to batch (`src/step.rs` writes it).
 //   word 0: tokens of the batch; 1: splits of the context; 2: rows of logits; 3: where the chosen token goes
 //   PAGES_AT:  the page table of each sequence, PAGES_A_SEQUENCE words each
-//   TABLES_AT: the look-up tables of the codes in use, 256 words each; never changes
+//   TABLES_AT, TRIPLES_AT: the look-up tables of all codes, 256 words each, and the larger ones of small codes; never change
 //   ROWS_AT:   a row a token, ROW_WORDS each (below), then cosines and sines of its position
 
 fn chosen_at() -> u32 { return step[3]; }

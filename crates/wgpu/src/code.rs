@@ -7,6 +7,9 @@
 //! bytes (a[2j], a[2j+1], a[2j−1]) of the activations is one `dot4I8Packed`. For larger K an entry is the value alone,
 //! and two entries make the word.
 //!
+//! Where there is workgroup memory for it, a code of at most 3 bits is looked up by 8 + K bits, which hold the states of two
+//! weights and half of those on both sides: eleven look-ups serve a group of 32.
+//!
 //! Activations are 15-bit integers in groups of 32 with one scale, as a high and a low byte: two products a look-up, and
 //! all sums exact.
 
@@ -47,11 +50,35 @@ pub(crate) fn entries(bits: Bits) -> [u32; 256] {
     })
 }
 
+/// The most bits of a code that is looked up by [`triples`].
+pub(crate) const TRIPLE_BITS: usize = 3;
+
+/// Words of the tables of all codes for [`triples`].
+pub(crate) fn triples_words() -> usize {
+    Bits::ALL.iter().filter(|bits| bits.get() <= TRIPLE_BITS).map(|bits| 256 << bits.get()).sum()
+}
+
+/// The look-up table of a code of at most [`TRIPLE_BITS`] by the 8 + K bits from weight i's state on: the high part of weight
+/// i - 1, the values of weights i and i + 1, the low part of weight i + 2.
+pub(crate) fn triples(bits: Bits) -> Vec<u32> {
+    let (table, k) = (bits.table(), bits.get());
+    let byte = |value: i8| u32::from(value as u8);
+    let entry = |e: usize| {
+        byte(table.high[e >> (4 - k) & 15])
+            | byte(table.value(e as u8)) << 8
+            | byte(table.value((e >> k) as u8)) << 16
+            | byte(table.low[e >> (2 * k) & 15]) << 24
+    };
+    (0..256 << k).map(entry).collect()
+}
+
 /// How products with activations are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Arithmetic {
     /// Bytes, four at a time.
     Packed,
+    /// The same by [`triples`].
+    Triples,
     /// 32-bit floats.
     Float,
     /// 32-bit floats, and for codes of at most 4 bits one look-up for two weights: in a table of all their 8 + K bits, of
@@ -61,20 +88,32 @@ pub(crate) enum Arithmetic {
     Halves,
 }
 
-/// The expression for the `width` bits from weight `i`'s state on (8 of them are the state) of a ring in words `w0`,
-/// `w1`, ….
-pub(crate) fn window(k: usize, i: usize, width: usize) -> String {
-    let bit = (k * i) % (32 * k);
-    let (word, at) = (bit / 32, bit % 32);
-    if at + width <= 32 {
-        return format!("extractBits(w{word}, {at}u, {width}u)");
+impl Arithmetic {
+    /// Whether activations are packed bytes.
+    pub(crate) fn is_packed(self) -> bool {
+        matches!(self, Self::Packed | Self::Triples)
     }
-    let next = (word + 1) % k;
-    format!("(((w{word} >> {at}u) | (w{next} << {}u)) & {:#x}u)", 32 - at, (1_u32 << width) - 1)
 }
 
-/// The table of a code with a copy a lane of COPIES: entry e of copy c in `[e][c]`, so that lanes that look up different
-/// entries meet in fewer banks of workgroup memory. `threads`: of a workgroup.
+/// The expression for where a table of `copies` copies has the entry of the `width` bits from weight `i`'s state on (8 of them
+/// are the state) of a ring in words `w0`, `w1`, …: these bits times `copies`, in as few instructions as a shift and a mask.
+pub(crate) fn place(k: usize, i: usize, width: usize, copies: usize) -> String {
+    let bit = (k * i) % (32 * k);
+    let (word, at, scale) = (bit / 32, bit % 32, copies.ilog2() as usize);
+    let mask = ((1_u32 << width) - 1) << scale;
+    let moved = if at >= scale {
+        format!("(w{word} >> {}u)", at - scale)
+    } else {
+        format!("(w{word} << {}u)", scale - at)
+    };
+    if at + width <= 32 {
+        return format!("({moved} & {mask:#x}u)");
+    }
+    format!("(({moved} | (w{} << {}u)) & {mask:#x}u)", (word + 1) % k, 32 + scale - at)
+}
+
+/// The table of a code with a copy a lane of COPIES: entry e of copy c at `e * COPIES + c`, so that lanes that look up different
+/// entries meet in fewer banks of workgroup memory; with 32 copies in none. `threads`: of a workgroup.
 pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: Arithmetic) -> String {
     let mut text = String::new();
     let mut fill = String::new();
@@ -84,6 +123,10 @@ pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: 
         let value = |state: &str| format!("f32(i32({} << 24u) >> 24u)", word(state));
         let (kind, entries, entry) = match arithmetic {
             Arithmetic::Packed => ("u32", 256, word("e")),
+            Arithmetic::Triples => {
+                let before: usize = Bits::ALL[..slot].iter().map(|bits| 256 << bits.get()).sum();
+                ("u32", 256 << k, format!("step[TRIPLES_AT + {before}u + e]"))
+            }
             Arithmetic::Pairs | Arithmetic::Halves if k <= 4 => {
                 let second = value(&format!("(e >> {k}u)"));
                 let pair = format!("vec2<f32>({}, {second})", value("(e & 0xffu)"));
@@ -94,7 +137,7 @@ pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: 
             }
             Arithmetic::Float | Arithmetic::Pairs | Arithmetic::Halves => ("f32", 256, value("e")),
         };
-        let _ = writeln!(text, "var<workgroup> table{k}: array<array<{kind}, {copies}>, {entries}>;");
+        let _ = writeln!(text, "var<workgroup> table{k}: array<{kind}, {}>;", entries * copies);
         // As many threads an entry as there are; neighbours write to different banks.
         let parts = (threads / entries).clamp(1, copies);
         let parts = 1 << parts.ilog2();
@@ -104,7 +147,7 @@ pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: 
         let e = i % {entries}u;
         let entry = {entry};
         let copy0 = i / {entries}u * {share}u + e * COPIES / 32u;
-        for (var c = 0u; c < {share}u; c++) {{ table{k}[e][(copy0 + c) % COPIES] = entry; }}
+        for (var c = 0u; c < {share}u; c++) {{ table{k}[e * COPIES + (copy0 + c) % COPIES] = entry; }}
     }}",
             entries * parts,
             share = copies / parts,
@@ -131,70 +174,109 @@ pub(crate) fn table_count(codes: &[Code]) -> (usize, usize) {
     (tables.len(), tables.last().map_or(0, |(bits, _)| bits.get()))
 }
 
-/// `struct Acts` and `fn prepare(group: Group) -> Acts`: activations as products want them.
-pub(crate) fn activations(arithmetic: Arithmetic) -> String {
-    if arithmetic != Arithmetic::Packed {
-        return "alias Acts = Group;\nfn prepare(group: Group) -> Acts { return group; }\n".into();
+/// `struct Acts`: activations as products want them. For packed bytes also `fn arranged`, which makes it of a group's bytes in
+/// order, high ones and low ones.
+pub(crate) fn acts(arithmetic: Arithmetic) -> String {
+    let words = match arithmetic {
+        Arithmetic::Packed => GROUP / 2,
+        Arithmetic::Triples => GROUP / 3 + 1,
+        _ => return "alias Acts = Group;\n".into(),
+    };
+    let word = |half: &str, j: usize| {
+        // `half` holds columns 4i to 4i + 3 in word i.
+        let shifted = |at: usize, left: bool, by: usize| {
+            format!("({half}[{at}] {} {by}u)", if left { "<<" } else { ">>" })
+        };
+        if arithmetic == Arithmetic::Packed {
+            // Columns 2j, 2j + 1 and 2j - 1; a group's first follows its last.
+            let (at, before) = (j / 2, (j / 2 + 7) % 8);
+            return match j % 2 {
+                0 => format!("({half}[{at}] & 0xffffu) | ({} & 0xff0000u)", shifted(before, false, 8)),
+                _ => format!("{} | (({half}[{at}] & 0xff00u) << 8u)", shifted(at, false, 16)),
+            };
+        }
+        // Columns 3j - 1 to 3j + 2; nothing before the first and behind the last, whose values are looked up whole.
+        match (3 * j + 3) % 4 {
+            _ if j == 0 => shifted(0, true, 8),
+            0 => format!("{half}[{}]", (3 * j - 1) / 4),
+            first if 3 * j + 2 == GROUP => shifted(GROUP / 4 - 1, false, 8 * first),
+            first => {
+                let at = (3 * j - 1) / 4;
+                format!("{} | {}", shifted(at, false, 8 * first), shifted(at + 1, true, 32 - 8 * first))
+            }
+        }
+    };
+    let all = |half: &str| (0..words).map(|j| word(half, j)).collect::<Vec<_>>().join(",\n        ");
+    format!(
+        "struct Acts {{ group: Group, high: array<u32, {words}>, low: array<u32, {words}>, scale: f32 }}
+fn arranged(high: array<u32, 8>, low: array<u32, 8>, scale: f32) -> Acts {{
+    return Acts(Group(), array<u32, {words}>({}),
+        array<u32, {words}>({}), scale);
+}}
+// The low bytes of four numbers.
+fn bytes(v: vec4<u32>) -> u32 {{
+    return (v.x & 0xffu) | ((v.y & 0xffu) << 8u) | ((v.z & 0xffu) << 16u) | (v.w << 24u);
+}}
+",
+        all("high"),
+        all("low")
+    )
+}
+
+/// `fn prepare(group: Group) -> Acts`.
+pub(crate) fn prepare(arithmetic: Arithmetic) -> String {
+    if !arithmetic.is_packed() {
+        return "fn prepare(group: Group) -> Acts { return group; }\n".into();
     }
     let mut text = String::from(
-        "// High and low bytes of 15-bit activations: word j holds those of 2j, 2j+1 and 2j-1.
-struct Acts { group: Group, high: array<u32, 16>, low: array<u32, 16>, scale: f32 }
-// The two low bytes of a and b.
-fn pair_bytes(a: i32, b: i32) -> u32 { return (u32(a) & 0xffu) | ((u32(b) & 0xffu) << 8u); }
-fn prepare(group: Group) -> Acts {
+        "fn prepare(group: Group) -> Acts {
     let v = group.v;
     let most = max(max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3]))),
         max(max(abs(v[4]), abs(v[5])), max(abs(v[6]), abs(v[7]))));
     let largest = max(max(most.x, most.y), max(most.z, most.w));
     let inverse = select(0.0, 16256.0 / largest, largest > 1e-30);
-    var acts: Acts;
-    acts.group = group;
-    acts.scale = largest / 16256.0;
 ",
     );
+    let all = |half: &str| (0..8).map(|i| format!("bytes({half}{i})")).collect::<Vec<_>>().join(", ");
     for i in 0..GROUP / 4 {
         // 1.5·2²³: its last mantissa bits are the rounded integer.
         let _ = writeln!(
             text,
-            "    let q{i} = bitcast<vec4<i32>>(fma(group.v[{i}], vec4<f32>(inverse), vec4<f32>(12582912.0))) - \
-             vec4<i32>(0x4b400000);\n    let h{i} = (q{i} + vec4<i32>(64)) >> vec4<u32>(7u);\n    \
-             let l{i} = q{i} - (h{i} << vec4<u32>(7u));"
+            "    let q{i} = bitcast<vec4<i32>>(fma(v[{i}], vec4<f32>(inverse), vec4<f32>(12582912.0))) - \
+             vec4<i32>(0x4b400000);\n    let r{i} = (q{i} + vec4<i32>(64)) >> vec4<u32>(7u);\n    \
+             let h{i} = bitcast<vec4<u32>>(r{i});\n    let l{i} = bitcast<vec4<u32>>(q{i} - (r{i} << vec4<u32>(7u)));"
         );
-        for half in ["h", "l"] {
-            let _ = writeln!(
-                text,
-                "    let {half}p{} = pair_bytes({half}{i}.x, {half}{i}.y);\n    let {half}p{} = \
-                 pair_bytes({half}{i}.z, {half}{i}.w);",
-                2 * i,
-                2 * i + 1
-            );
-        }
     }
-    for j in 0..GROUP / 2 {
-        let last = (j + GROUP / 2 - 1) % (GROUP / 2);
-        for (half, field) in [("h", "high"), ("l", "low")] {
-            let _ = writeln!(text, "    acts.{field}[{j}] = {half}p{j} | (({half}p{last} & 0xff00u) << 8u);");
-        }
-    }
-    text + "    return acts;\n}\n"
+    let _ = write!(
+        text,
+        "    var acts = arranged(array<u32, 8>({}), array<u32, 8>({}), largest / 16256.0);\n    acts.group = group;\n    \
+         return acts;\n}}\n",
+        all("h"),
+        all("l")
+    );
+    text
 }
 
 /// `fn ring{K}(w0, …, a, lane) -> f32`: the product of a group's words with 32 activations, by copy `lane` of the table.
-pub(crate) fn ring(code: Code, arithmetic: Arithmetic) -> String {
+pub(crate) fn ring(code: Code, arithmetic: Arithmetic, copies: usize) -> String {
     let Code::T8(bits) = code else { return String::new() };
     let k = bits.get();
     let words: Vec<String> = (0..k).map(|w| format!("w{w}: u32")).collect();
     let mut text = format!("fn ring{k}({}, a: Acts, lane: u32) -> f32 {{\n", words.join(", "));
-    let entry = |i: usize| format!("table{k}[{}][lane]", window(k, i, 8));
+    let entry = |i: usize| format!("table{k}[{} | lane]", place(k, i, 8, copies));
     match arithmetic {
-        Arithmetic::Packed => {
+        Arithmetic::Packed | Arithmetic::Triples => {
             text += "    var high = 0;\n    var low = 0;\n";
-            for j in 0..GROUP / 2 {
-                let word = if k <= 4 {
-                    entry(2 * j)
-                } else {
-                    format!("({} | ({} << 8u))", entry(2 * j), entry(2 * j + 1))
-                };
+            let looked_up: Vec<String> = match arithmetic {
+                Arithmetic::Triples => (0..=GROUP / 3)
+                    .map(|j| format!("table{k}[{} | lane]", place(k, 3 * j, 8 + k, copies)))
+                    .collect(),
+                _ if k <= 4 => (0..GROUP / 2).map(|j| entry(2 * j)).collect(),
+                _ => (0..GROUP / 2)
+                    .map(|j| format!("({} | ({} << 8u))", entry(2 * j), entry(2 * j + 1)))
+                    .collect(),
+            };
+            for (j, word) in looked_up.iter().enumerate() {
                 let _ = writeln!(
                     text,
                     "    let e{j} = {word};\n    high += dot4I8Packed(e{j}, a.high[{j}]);\n    low += \
@@ -209,9 +291,9 @@ pub(crate) fn ring(code: Code, arithmetic: Arithmetic) -> String {
                 let (first, second) = if j % 2 == 0 { ("x", "y") } else { ("z", "w") };
                 let _ = writeln!(
                     text,
-                    "    let p{j} = unpack2x16float(table{k}[{}][lane]);\n    sum = fma(p{j}.x, a.v[{1}].{first}, \
+                    "    let p{j} = unpack2x16float(table{k}[{} | lane]);\n    sum = fma(p{j}.x, a.v[{1}].{first}, \
                      fma(p{j}.y, a.v[{1}].{second}, sum));",
-                    window(k, 2 * j, 8 + k),
+                    place(k, 2 * j, 8 + k, copies),
                     j / 2
                 );
             }
@@ -250,7 +332,7 @@ pub(crate) fn rings(code: Code, arithmetic: Arithmetic) -> String {
     let words = code.words();
     let mut text = format!("fn rings{words}(v: {}, a: Acts, lane: u32) -> vec4<f32> {{\n", quad_type(code));
     let component = |flat: usize| format!("v[{}].{}", flat / 4, ["x", "y", "z", "w"][flat % 4]);
-    let values = if arithmetic == Arithmetic::Packed { "a.group.v" } else { "a.v" };
+    let values = if arithmetic.is_packed() { "a.group.v" } else { "a.v" };
     let row = |row: usize| -> String {
         if code == Code::F32 {
             let products =
@@ -261,7 +343,7 @@ pub(crate) fn rings(code: Code, arithmetic: Arithmetic) -> String {
         format!("ring{}({}, a, lane)", code.words(), words.join(", "))
     };
     let rows: Vec<String> = (0..4).map(row).collect();
-    let scale = if arithmetic == Arithmetic::Packed && code != Code::F32 { " * a.scale" } else { "" };
+    let scale = if arithmetic.is_packed() && code != Code::F32 { " * a.scale" } else { "" };
     let _ = write!(text, "    return vec4<f32>({}){scale};\n}}\n", rows.join(", "));
     text
 }
@@ -278,7 +360,7 @@ pub(crate) fn decode(m: usize, code: Code) -> String {
         Code::F32 => format!("bitcast<vec4<f32>>(m{m}[at + (flat / 4u + {i}u) * GROUPS])"),
         Code::T8(_) => {
             let values: Vec<String> =
-                (0..4).map(|c| format!("table{words}[{}][0]", window(words, 4 * i + c, 8))).collect();
+                (0..4).map(|c| format!("table{words}[{}]", place(words, 4 * i + c, 8, 1))).collect();
             format!("vec4<f32>({})", values.join(", "))
         }
     };

@@ -2,17 +2,25 @@
 
 use std::fmt::Write as _;
 
+use upg_codec::GROUP;
+use upg_pdvm::rotation;
+
 use crate::{
     code::{self, Arithmetic, Code},
-    shaders::{Linear, Subgroups, Target},
+    shaders::{Input, Linear},
+    target::{Subgroups, Target},
 };
 
 /// Threads of a workgroup of several teams: more share one look-up table, but then each has fewer registers.
 const TEAM_THREADS: usize = 640;
-/// Columns, in groups of 32, whose activations fit workgroup memory beside tables and sums.
-const MOST_SHARED_COLUMNS: usize = 160;
 /// Threads of a team at most, where workgroups have several teams and where not.
 const MOST_COLUMNS: [usize; 2] = [TEAM_THREADS, 320];
+/// Workgroup memory from which on a workgroup takes all of it, in bytes, for a table of 32 copies; and what is left for sums
+/// then, and where there is less.
+pub(crate) const LARGE: usize = 48 << 10;
+const SCRATCH_BYTES: [usize; 2] = [16 << 10, 8 << 10];
+/// Copies of a larger table from which on it is the faster one: with fewer, lanes meet in too many banks.
+const TRIPLE_COPIES: usize = 2;
 
 /// Matrices whose steps are multiplied by the same statements.
 struct Run {
@@ -32,10 +40,13 @@ pub(crate) struct Cut {
     /// Two quads each: one of each matrix where they are paired, of one of them where not.
     steps: usize,
     subgroups: Subgroups,
+    pub arithmetic: Arithmetic,
+    /// Copies of each look-up table.
+    pub copies: usize,
     /// Whether the teams prepare the activations together.
     pub shared: bool,
-    /// Bytes of workgroup memory for the sums that wait for the end of a chunk.
-    partial_bytes: usize,
+    /// Words of workgroup memory beside the tables.
+    scratch: usize,
 }
 
 impl Cut {
@@ -50,15 +61,18 @@ impl Cut {
             true => linear.matrices[0].1.div_ceil(4),
             false => linear.matrices.iter().map(|(_, rows)| rows.div_ceil(8)).sum(),
         };
-        let packed = linear.codes().iter().all(|code| matches!(code, Code::T8(_)))
-            && target.arithmetic == Arithmetic::Packed;
-        let shared = packed && teams > 1 && turns == 1 && columns <= MOST_SHARED_COLUMNS;
-        let partial_bytes = match shared {
-            _ if target.workgroup_bytes < 48 << 10 => 8 << 10,
-            false => 16 << 10,
-            true => 10 << 10,
-        };
-        Self { columns, teams, turns, steps, subgroups, shared, partial_bytes }
+        let (arithmetic, copies, table_bytes) = tables(linear, target);
+        let scratch = SCRATCH_BYTES[usize::from(target.workgroup_bytes < LARGE)]
+            .min(target.workgroup_bytes.saturating_sub(table_bytes))
+            / 4;
+        let coded = linear.codes().iter().all(|code| matches!(code, Code::T8(_)));
+        let shared = coded
+            && arithmetic.is_packed()
+            && teams > 1
+            && turns == 1
+            && linear.input != Input::Hadamard
+            && shared_words(columns) <= scratch;
+        Self { columns, teams, turns, steps, subgroups, arithmetic, copies, shared, scratch }
     }
 
     /// Threads of a workgroup.
@@ -76,9 +90,20 @@ impl Cut {
         self.columns.div_ceil(self.subgroups.smallest())
     }
 
+    /// Words of a team's sums of one step; those of the squares take as many.
+    fn sum_words(&self) -> usize {
+        8 * self.subgroups()
+    }
+
     /// Steps of a team whose sums fit workgroup memory.
     fn chunk(&self) -> usize {
-        (self.partial_bytes / (32 * self.subgroups() * self.teams)).clamp(1, 32)
+        (self.scratch / (self.sum_words() * self.teams)).saturating_sub(1).clamp(1, 32)
+    }
+
+    /// Words of workgroup memory that are used.
+    fn scratch_words(&self) -> usize {
+        let sums = self.teams * (self.chunk() + 1) * self.sum_words();
+        if self.shared { sums.max(shared_words(self.columns)) } else { sums }
     }
 
     fn constants(&self) -> String {
@@ -90,15 +115,42 @@ impl Cut {
             ("CHUNK", self.chunk()),
             ("SUBGROUPS", self.subgroups()),
             ("SUBGROUP", self.subgroups.smallest()),
+            ("SCRATCH", self.scratch_words()),
         ]
         .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
         .concat()
     }
 }
 
+/// Words that shared activations wait in: `shaders/share.wgsl`.
+fn shared_words(columns: usize) -> usize {
+    16 * (columns + 4) + columns
+}
+
+/// How products are computed, copies of each look-up table, and bytes of all of them.
+fn tables(linear: &Linear, target: &Target) -> (Arithmetic, usize, usize) {
+    let (mut arithmetic, mut copies) = (target.arithmetic, target.copies);
+    let (tables, bits) = code::table_count(&linear.codes());
+    let mut entries = 256;
+    if arithmetic == Arithmetic::Float && tables == 1 && bits <= 4 {
+        // A table of pairs is 2^K times as large.
+        (arithmetic, copies, entries) = (Arithmetic::Pairs, copies >> bits, entries << bits);
+    }
+    if arithmetic == Arithmetic::Packed
+        && tables == 1
+        && bits <= code::TRIPLE_BITS
+        && copies >> bits >= TRIPLE_COPIES
+    {
+        (arithmetic, copies, entries) = (Arithmetic::Triples, copies >> bits, entries << bits);
+    }
+    let copies = (copies / tables.max(1).next_power_of_two()).max(1);
+    (arithmetic, copies, tables * entries * copies * size_of::<u32>())
+}
+
 /// The shader, all that a linear's shaders have in common left out.
 pub(crate) fn gemv(linear: &Linear, cut: &Cut) -> String {
     let (runs, functions) = runs(linear);
+    let normed = linear.input == Input::Norm;
     let (builtins, thread, keep) = match cut.subgroups {
         Subgroups::None => (
             "",
@@ -122,11 +174,56 @@ pub(crate) fn gemv(linear: &Linear, cut: &Cut) -> String {
         .replace("SUBGROUP_BUILTINS", builtins)
         .replace("    THREAD\n", &format!("    {thread}\n"))
         .replace("FIRST_WORDS", &first_words(&runs))
+        .replace("DECLARE_ACTS", if cut.shared { "var a: Acts;" } else { "" })
         .replace("PREPARE", if cut.shared { PREPARE_SHARED } else { PREPARE })
+        .replace(
+            "TRANSFORM",
+            if linear.input == Input::Hadamard { "group = hadamard(group, thread.lane);" } else { "" },
+        )
         .replace("MULTIPLY_STEPS", &multiply(&runs))
-        .replace("ALL_SQUARES", &all_squares(cut))
+        .replace("KEEP_SQUARES", if normed { KEEP_SQUARES } else { "" })
+        .replace(
+            "NORM_SCALE",
+            &if normed { format!("norm_scale({})", all_squares(cut)) } else { "1.0".into() },
+        )
         .replace("FINISH", &finish(linear));
-    cut.constants() + &functions + &body + keep
+    let hadamard =
+        if linear.input == Input::Hadamard { hadamard(rotation::block(linear.cols)) } else { String::new() };
+    cut.constants() + &functions + &hadamard + &body + keep
+}
+
+/// Whether lanes can transform a linear's input by blocks of `block` columns, before they multiply it.
+pub(crate) fn fits_lanes(block: usize, target: &Target) -> bool {
+    matches!(target.subgroups, Subgroups::Fixed(threads) if block <= threads * GROUP)
+}
+
+/// `shaders/hadamard_lanes.wgsl` for blocks of `block` columns, at least a group.
+fn hadamard(block: usize) -> String {
+    let mut text = String::new();
+    for i in 0..8 {
+        let _ = writeln!(text, "    var v{i} = within(group.v[{i}]);");
+    }
+    for half in [1, 2, 4] {
+        for i in (0..8).filter(|i| i & half == 0) {
+            let other = i + half;
+            let _ = writeln!(
+                text,
+                "    let d{half}_{i} = v{i} - v{other};\n    v{i} += v{other};\n    v{other} = d{half}_{i};"
+            );
+        }
+    }
+    for distance in (0..(block / GROUP).ilog2()).map(|stage| 1 << stage) {
+        let _ = writeln!(text, "    let sign{distance} = select(1.0, -1.0, (lane & {distance}u) != 0u);");
+        for i in 0..8 {
+            let _ = writeln!(
+                text,
+                "    v{i} = fma(vec4<f32>(sign{distance}), v{i}, subgroupShuffleXor(v{i}, {distance}u));"
+            );
+        }
+    }
+    let scaled: Vec<String> = (0..8).map(|i| format!("v{i} * {:e}", 1.0 / (block as f32).sqrt())).collect();
+    let _ = write!(text, "    return Group(array<vec4<f32>, 8>({}));", scaled.join(", "));
+    include_str!("../shaders/hadamard_lanes.wgsl").replace("BUTTERFLIES", &text)
 }
 
 const SUBGROUP_BUILTINS: &str = "@builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) all_subgroups: u32, \
@@ -135,16 +232,20 @@ const SUBGROUP_BUILTINS: &str = "@builtin(subgroup_id) subgroup: u32, @builtin(n
 /// Each thread prepares its group of activations.
 const PREPARE: &str = "var group = load(n, g);
 if turn * COLUMNS + thread.column >= GROUPS { group = Group(); }
+TRANSFORM
 if turn == 0u && first == wg.x * TEAMS { fill_tables(t); workgroupBarrier(); }
 squares = square(group) + select(squares, 0.0, turn == 0u);
 let a = prepare(group);";
-/// All teams prepare them together, once.
+/// All teams prepare them together, once. What they wait in is needed for sums then.
 const PREPARE_SHARED: &str = "if first == wg.x * TEAMS {
 fill_tables(t);
-squares = share(n, t, subgroup_lane);
+squares = share(n, t);
 workgroupBarrier();
-}
-let a = shared_acts(thread.column);";
+a = shared_acts(thread.column);
+workgroupBarrier();
+}";
+const KEEP_SQUARES: &str =
+    "keep(TEAMS * SLOTS + 2u * team, vec4<f32>(squares, 0.0, 0.0, 0.0), vec4<f32>(), false, thread);";
 
 /// The sum of the input's squares: each team has all of them, or its part.
 fn all_squares(cut: &Cut) -> String {

@@ -10,10 +10,9 @@ use upg_pdvm::MachineError;
 use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use crate::{
-    adapter,
-    code::Arithmetic,
-    coop,
-    shaders::{Shader, Subgroups, Target},
+    adapter, coop,
+    shaders::Shader,
+    target::{Subgroups, Target, Tuning},
     trace::CLOCK,
 };
 
@@ -23,27 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const UPLOAD: usize = 32 << 20;
 /// Workgroup memory that the shaders count on, in bytes: that of every adapter but phones'.
 const WORKGROUP_BYTES: u32 = 32 << 10;
-
-/// How shaders are made, for tests and measurements; `None`: as suits the adapter.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tuning {
-    /// Sums over subgroups where the adapter has them, or never.
-    pub subgroups: Option<bool>,
-    /// Products in packed bytes rather than in 32-bit floats.
-    pub packed: Option<bool>,
-    /// Copies of a look-up table in workgroup memory: a power of two up to 32.
-    pub copies: Option<usize>,
-    /// Workgroups that a dispatch for one token is given.
-    pub workgroups: Option<usize>,
-    /// Several teams of threads in a workgroup for one token, or one.
-    pub teams: Option<bool>,
-    /// Prompts by cooperative matrices where the adapter has them, or never.
-    pub matrices: Option<bool>,
-    /// Linears by the plain shader that the fast ones are held to.
-    pub plain: bool,
-    /// Whether the driver's code checks every index and loop.
-    pub checked: bool,
-}
 
 /// A device.
 pub(crate) struct Gpu {
@@ -80,7 +58,7 @@ impl Gpu {
         check_limits(&limits, &info.name)?;
         let offered = adapter.features();
         let subgroups = match offered.contains(Features::SUBGROUP) && tuning.subgroups != Some(false) {
-            true => subgroups_of(&info),
+            true => Subgroups::of(&info),
             false => Subgroups::None,
         };
         let matrices = tuning.matrices != Some(false) && has_matrices(&adapter, subgroups);
@@ -120,7 +98,7 @@ impl Gpu {
             note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
         }));
         let emulated = info.device_type == wgpu::DeviceType::Cpu;
-        let target = target(&info, &limits, tuning, subgroups, matrices);
+        let target = Target::new(&info, &limits, tuning, subgroups, matrices);
         let checks = match tuning.checked {
             true => wgpu::ShaderRuntimeChecks::checked(),
             false => wgpu::ShaderRuntimeChecks::unchecked(),
@@ -331,36 +309,6 @@ impl Gpu {
     }
 }
 
-/// How shaders are made for an adapter, where `tuning` does not say.
-fn target(
-    info: &wgpu::AdapterInfo,
-    limits: &wgpu::Limits,
-    tuning: Tuning,
-    subgroups: Subgroups,
-    matrices: bool,
-) -> Target {
-    // Metal has no product of packed bytes; elsewhere drivers have, or make one of a few instructions.
-    let packed = tuning.packed.unwrap_or(info.backend != wgpu::Backend::Metal);
-    // On Metal a workgroup of many threads may not get the registers it needs.
-    let discrete = info.device_type == wgpu::DeviceType::DiscreteGpu;
-    let teams = tuning.teams.unwrap_or(packed && discrete) && matches!(subgroups, Subgroups::Fixed(_));
-    let usual_copies = match info.device_type {
-        wgpu::DeviceType::Cpu => 1,
-        _ if teams => 16,
-        _ => 4,
-    };
-    Target {
-        subgroups,
-        matrices,
-        workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
-        arithmetic: if packed { Arithmetic::Packed } else { Arithmetic::Float },
-        copies: tuning.copies.unwrap_or(usual_copies),
-        most_threads: limits.max_compute_invocations_per_workgroup as usize,
-        teams,
-        plain: tuning.plain,
-    }
-}
-
 /// What cooperative matrices need.
 const MATRICES: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16);
 
@@ -375,15 +323,6 @@ fn has_matrices(adapter: &wgpu::Adapter, subgroups: Subgroups) -> bool {
         && subgroups == Subgroups::Fixed(coop::SUBGROUP)
         && adapter.limits().max_storage_buffers_per_shader_stage >= coop::BUFFERS
         && adapter.cooperative_matrix_properties().iter().any(kind)
-}
-
-fn subgroups_of(info: &wgpu::AdapterInfo) -> Subgroups {
-    let [smallest, largest] = [info.subgroup_min_size, info.subgroup_max_size].map(|n| n.max(1) as usize);
-    if smallest == largest && largest >= 8 && largest.is_power_of_two() {
-        Subgroups::Fixed(largest)
-    } else {
-        Subgroups::Varying { smallest, largest }
-    }
 }
 
 fn entry(writes: bool, binding: u32) -> wgpu::BindGroupLayoutEntry {

@@ -6,9 +6,10 @@ use upg_pdvm::{MachineOptions, Weights as _, conformance::tiny_models, likeliest
 use wgpu::BufferUsages;
 
 use crate::{
-    gpu::{Gpu, Tuning},
+    gpu::Gpu,
     shaders::Shaders,
     step::{Step, StepLayout},
+    target::Tuning,
 };
 
 /// The token that the shader chooses; `None` where it finds that there is none.

@@ -4,10 +4,7 @@ use std::time::Instant;
 
 use upg_pdvm::MachineError;
 
-use crate::{
-    gpu::{Gpu, Tuning},
-    shaders::Shader,
-};
+use crate::{gpu::Gpu, shaders::Shader, target::Tuning};
 
 /// Bytes of the buffer that is read, where the adapter binds so many: far more than any cache holds.
 const BYTES: u64 = 2 << 30;

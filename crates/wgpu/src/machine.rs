@@ -7,11 +7,14 @@ use upg_pdvm::{
 };
 
 use crate::{
-    gpu::{Gpu, Tuning},
+    dispatch::Shape,
+    gpu::Gpu,
     load::Model,
-    plan::{CHOICES, LOGITS, Lowering, Memory, Plan, Shape, kv_token_bytes},
+    memory::{Memory, kv_token_bytes},
+    plan::{CHOICES, LOGITS, Lowering, Plan},
     shaders::Shaders,
     step::{Step, StepLayout},
+    target::Tuning,
     tune,
 };
 

@@ -13,8 +13,9 @@ use upg_pdvm::{MachineOptions, Weights as _, conformance::tiny_models, synthetic
 
 use crate::{
     code::{Arithmetic, Code},
-    shaders::{Input, Linear, Output, Shader, Shaders, Subgroups, Target},
+    shaders::{Input, Linear, Output, Shader, Shaders},
     step::StepLayout,
+    target::{Subgroups, Target},
 };
 
 /// Of every Metal GPU: Apple's feature set tables.
@@ -36,8 +37,10 @@ fn shaders(config: &ModelConfig, target: Target, codes: &[Code]) -> Vec<Shader> 
         shaders.head_input(),
     ];
     all.extend(shaders.mlp_hadamard());
-    for linear in &linears {
-        all.extend([shaders.gemv(linear), shaders.gemm(linear), shaders.plain(linear)]);
+    for linear in linears {
+        all.push(shaders.gemv(&linear));
+        let linear = linear.transformed();
+        all.extend([shaders.gemm(&linear), shaders.plain(&linear)]);
     }
     all
 }
@@ -56,11 +59,13 @@ fn linears(config: &ModelConfig, target: Target, codes: &[Code]) -> (Shaders, [L
     };
     let ModelConfig { hidden, mlp, vocab, .. } = *config;
     let (q, kv) = (config.q_width(), config.kv_width());
+    let transforms = shaders.mlp_hadamard().is_some() && shaders.lanes_transform();
+    let down = if transforms { Input::Hadamard } else { Input::Plain };
     let linears = [
         linear(hidden, &[q, kv, kv], Input::Norm, Output::Qkv { biases: config.qkv_bias }),
         linear(q, &[hidden], Input::Plain, Output::Add),
         linear(hidden, &[mlp, mlp], Input::Norm, Output::SwiGlu),
-        linear(mlp, &[hidden], Input::Plain, Output::Add),
+        linear(mlp, &[hidden], down, Output::Add),
         linear(hidden, &[vocab], Input::Plain, Output::Logits),
     ];
     (shaders, linears)
@@ -162,7 +167,7 @@ fn shaders_for_large_cards_are_valid() {
     let target = Target {
         subgroups: Subgroups::Fixed(32),
         arithmetic: Arithmetic::Packed,
-        copies: 16,
+        copies: 32,
         most_threads: 1024,
         teams: true,
         matrices: true,
@@ -174,9 +179,12 @@ fn shaders_for_large_cards_are_valid() {
     for codes in [&[Bits::B3][..], &[Bits::B4], &[Bits::B8, Bits::B3], &[Bits::B3, Bits::B3, Bits::B4]] {
         let codes: Vec<Code> = codes.iter().copied().map(Code::T8).collect();
         let (shaders, linears) = linears(&synthetic::phi4(), target, &codes);
-        for linear in linears.iter().filter(|linear| shaders.by_matrices(linear)) {
-            validate(&shaders.pack(linear));
-            let (module, _) = validate_with(&shaders.gemm_by_matrices(linear), needed);
+        for linear in linears.clone().map(Linear::transformed) {
+            if !shaders.by_matrices(&linear) {
+                continue;
+            }
+            validate(&shaders.pack(&linear));
+            let (module, _) = validate_with(&shaders.gemm_by_matrices(&linear), needed);
             let bytes = threadgroup_bytes(&module) as usize;
             assert!(bytes <= target.workgroup_bytes, "{bytes} bytes of workgroup memory");
             valid += 1;

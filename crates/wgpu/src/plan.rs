@@ -1,201 +1,23 @@
-//! The program as dispatches: a compiled shader, its buffers, and how many workgroups a batch needs.
+//! The program as dispatches.
 
 use upg_format::{ModelConfig, TensorKind};
-use upg_pdvm::{MachineError, Op, PAGE_TOKENS, Program};
+use upg_pdvm::{MachineError, Op, Program};
 
 use crate::{
-    attention::KEYS,
     coop,
+    dispatch::{Dispatch, Grid, Shape, Work},
     gpu::{Gpu, Pipeline},
     load::{Matrix, Model},
+    memory::Memory,
     shaders::{GEMM_TILE, Input, Linear, Output, Shader, Shaders},
-    step::Step,
 };
 
 /// Batches of up to this many tokens are multiplied token by token, weights decoded for each.
 pub(crate) const FEW: usize = 4;
 /// Rows of logits that are computed at a time.
 pub(crate) const LOGITS: usize = 64;
-/// The most splits of a context, and the fewest blocks of keys that are worth one.
-const MOST_SPLITS: usize = 64;
-const BLOCKS_A_SPLIT: usize = 1;
 /// Tokens that the device chooses one after the other before the host waits for them.
 pub(crate) const CHOICES: usize = 8;
-
-/// Buffers that dispatches pass numbers in; a row a token.
-pub(crate) struct Memory {
-    pub step: wgpu::Buffer,
-    /// Residual stream.
-    x: wgpu::Buffer,
-    /// Queries.
-    q: wgpu::Buffer,
-    /// Attention's output of each split of the context, a row a token and split.
-    partial: wgpu::Buffer,
-    /// What the splits' outputs are joined by.
-    weights: wgpu::Buffer,
-    /// Attention's output.
-    attended: wgpu::Buffer,
-    /// Inside of the MLP.
-    h: wgpu::Buffer,
-    /// A linear's input in f16, and each token's scale, where there are cooperative matrices.
-    packed: wgpu::Buffer,
-    packed_scales: wgpu::Buffer,
-    /// What goes into the head.
-    rows: wgpu::Buffer,
-    pub logits: wgpu::Buffer,
-    /// The logits where the host can read them.
-    pub staging: wgpu::Buffer,
-    /// Tokens that the device has chosen: the last one, then all of a run.
-    pub chosen: wgpu::Buffer,
-    pub chosen_staging: wgpu::Buffer,
-    /// Keys and values of each layer.
-    caches: Vec<wgpu::Buffer>,
-}
-
-/// Bytes that one token adds to one layer's cache.
-pub(crate) fn kv_token_bytes(config: &ModelConfig) -> u64 {
-    2 * 2 * config.kv_width() as u64
-}
-
-impl Memory {
-    pub(crate) fn new(
-        gpu: &Gpu,
-        config: &ModelConfig,
-        step: &Step,
-        pages: usize,
-    ) -> Result<Self, MachineError> {
-        let tokens = step.layout.tokens as u64;
-        let floats = |label: &str, rows: u64, width: usize| gpu.storage(label, 4 * rows * width as u64);
-        let partials = (FEW * MOST_SPLITS) as u64;
-        let cache = (pages * PAGE_TOKENS) as u64 * kv_token_bytes(config);
-        let logits = tokens.min(LOGITS as u64);
-        let widest = config.hidden.max(config.q_width()).max(config.mlp) as u64;
-        let packed = if gpu.target.matrices { tokens * widest } else { 0 };
-        let label = |layer| format!("the KV cache of layer {layer}");
-        Ok(Self {
-            step: gpu.upload("the step", step.all())?,
-            x: floats("activations", tokens, config.hidden)?,
-            q: floats("queries", tokens, config.q_width())?,
-            partial: floats("attention's splits", partials, config.q_width())?,
-            weights: floats("attention's sums", partials, 2 * config.heads)?,
-            attended: floats("attention's output", tokens, config.q_width())?,
-            h: floats("activations of the MLP", tokens, config.mlp)?,
-            packed: gpu.storage("activations in f16", 2 * packed)?,
-            packed_scales: gpu.storage("scales of activations", 4 * tokens)?,
-            rows: floats("the head's input", logits, config.hidden)?,
-            logits: floats("logits", logits, config.vocab)?,
-            staging: gpu.buffer(
-                "logits for the host",
-                4 * logits * config.vocab as u64,
-                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            )?,
-            chosen: gpu.storage("chosen tokens", 4 * (1 + CHOICES) as u64)?,
-            chosen_staging: gpu.buffer(
-                "chosen tokens for the host",
-                4 * CHOICES as u64,
-                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            )?,
-            caches: (0..config.layers).map(|l| gpu.storage(&label(l), cache)).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-/// What the numbers of workgroups depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    /// Tokens of the batch.
-    pub tokens: usize,
-    /// Splits of the context.
-    pub splits: usize,
-    /// Tiles of tokens that attention takes together.
-    pub tiles: usize,
-    /// Rows of logits.
-    pub logits: usize,
-    /// Whether the device chooses the next token by them.
-    pub chooses: bool,
-}
-
-impl Shape {
-    /// How a batch of `tokens` tokens whose longest context has `length` tokens is run.
-    pub(crate) fn new(tokens: usize, length: usize) -> Self {
-        let splits = (length.div_ceil(KEYS) / BLOCKS_A_SPLIT).clamp(1, MOST_SPLITS);
-        // Rounded down to a power of two: a shape in use stays in use.
-        let splits = if tokens <= FEW { 1 << splits.ilog2() } else { 1 };
-        Self { tokens, splits, tiles: 0, logits: 0, chooses: false }
-    }
-}
-
-/// How many workgroups.
-#[derive(Clone, Copy, Debug)]
-enum Grid {
-    /// So many a token.
-    Tokens(usize),
-    /// As many as the device runs at once, at most so many, a token.
-    Steps(usize),
-    /// So many a tile of so many tokens.
-    Tiles(usize, usize),
-    /// So many a split of the context and token.
-    Splits(usize),
-    /// So many a token, where the context is split.
-    Joins(usize),
-    /// So many a tile of attention.
-    Blocks(usize),
-}
-
-/// A shader with its buffers.
-struct Dispatch {
-    label: String,
-    pipeline: wgpu::ComputePipeline,
-    bindings: wgpu::BindGroup,
-    grid: Grid,
-}
-
-impl Dispatch {
-    /// Workgroups that have something to do, where any number of them can run it.
-    fn steps(&self) -> usize {
-        match self.grid {
-            Grid::Steps(most) => most,
-            _ => 0,
-        }
-    }
-
-    /// Whether a batch of this shape has no use for it.
-    fn is_left_out(&self, shape: Shape) -> bool {
-        matches!(self.grid, Grid::Joins(_)) && shape.splits == 1
-    }
-
-    fn record(&self, pass: &mut wgpu::ComputePass<'_>, tokens: usize, shape: Shape, workgroups: usize) {
-        if self.is_left_out(shape) {
-            return;
-        }
-        let [x, y, z] = match self.grid {
-            Grid::Tokens(n) => [n, tokens, 1],
-            Grid::Steps(most) => [workgroups.min(most), tokens, 1],
-            Grid::Tiles(n, tile) => [n, tokens.div_ceil(tile), 1],
-            Grid::Splits(n) => [n, shape.splits, tokens],
-            Grid::Joins(n) => [n, tokens, 1],
-            Grid::Blocks(n) => [n, shape.tiles, 1],
-        };
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, &self.bindings, &[]);
-        pass.dispatch_workgroups(x as u32, y as u32, z as u32);
-    }
-}
-
-/// One step of the program: the dispatch for few tokens and, where that is another, those for many.
-struct Work {
-    few: Dispatch,
-    many: Vec<Dispatch>,
-}
-
-impl Work {
-    fn dispatches(&self, tokens: usize) -> &[Dispatch] {
-        match self.many.as_slice() {
-            many if !many.is_empty() && tokens > FEW => many,
-            _ => std::slice::from_ref(&self.few),
-        }
-    }
-}
 
 /// The program's dispatches.
 #[derive(Default)]
@@ -221,18 +43,6 @@ impl Plan {
         }
     }
 
-    /// The most workgroups that a linear for one token has work for.
-    pub(crate) fn largest_steps(&self) -> usize {
-        self.body.iter().map(|work| work.few.steps()).max().unwrap_or(0)
-    }
-
-    /// Records the linears of a few layers for one token, for measuring.
-    pub(crate) fn record_linears(&self, pass: &mut wgpu::ComputePass<'_>) {
-        let linears = self.body.iter().map(|work| &work.few).filter(|dispatch| dispatch.steps() > 0);
-        let shape = Shape::new(1, 1);
-        linears.take(24).for_each(|dispatch| dispatch.record(pass, 1, shape, self.workgroups));
-    }
-
     /// Records the head, and the choice of a token where the device makes it.
     pub(crate) fn record_head(&self, pass: &mut wgpu::ComputePass<'_>, shape: Shape) {
         self.record(&self.head, pass, shape.logits, shape);
@@ -240,9 +50,19 @@ impl Plan {
             self.record(&self.choice, pass, 1, shape);
         }
     }
-}
 
-impl Plan {
+    /// The most workgroups that a linear for one token has work for.
+    pub(crate) fn largest_steps(&self) -> usize {
+        self.body.iter().flat_map(|work| &work.few).map(Dispatch::steps).max().unwrap_or(0)
+    }
+
+    /// Records the linears of a few layers for one token, for measuring.
+    pub(crate) fn record_linears(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let linears = self.body.iter().flat_map(|work| &work.few).filter(|dispatch| dispatch.steps() > 0);
+        let shape = Shape::new(1, 1);
+        linears.take(24).for_each(|dispatch| dispatch.record(pass, 1, shape, self.workgroups));
+    }
+
     /// Labels of the dispatches of a batch of this shape, with what records each.
     pub(crate) fn each(
         &self,
@@ -336,7 +156,7 @@ impl Lowering<'_> {
                 let few = self.dispatch(&self.shaders.attend(), &buffers, Grid::Splits(groups))?;
                 let buffers = [step, q, cache, attended];
                 let many = self.dispatch(&self.shaders.attend_block(), &buffers, Grid::Blocks(groups))?;
-                works.push(Work { few, many: vec![many] });
+                works.push(Work { few: vec![few], many: Some(vec![many]) });
                 let grid = Grid::Joins((self.config.q_width() / 2).div_ceil(Shaders::JOIN_THREADS));
                 works.push(self.work(&self.shaders.join(), &[step, partial, weights, attended], grid)?);
             }
@@ -351,13 +171,21 @@ impl Lowering<'_> {
                     (Input::Norm, x),
                     (Output::SwiGlu, &[h]),
                 )?;
-                if let Some(shader) = self.shaders.mlp_hadamard() {
-                    let grid = Grid::Tokens(self.config.mlp / self.shaders.mlp_block());
-                    works.push(self.work(&shader, &[h], grid)?);
-                }
             }
             Op::DownAdd { .. } => {
-                self.linear(works, &[matrix(Down)?], &[], (Input::Plain, h), (Output::Add, &[x]))?;
+                let mut input = Input::Plain;
+                if let Some(shader) = self.shaders.mlp_hadamard() {
+                    let grid = Grid::Tokens(self.config.mlp / self.shaders.mlp_block());
+                    let dispatch = || Ok::<_, MachineError>(vec![self.dispatch(&shader, &[h], grid)?]);
+                    let few = if self.shaders.lanes_transform() {
+                        input = Input::Hadamard;
+                        vec![]
+                    } else {
+                        dispatch()?
+                    };
+                    works.push(Work { few, many: Some(dispatch()?) });
+                }
+                self.linear(works, &[matrix(Down)?], &[], (input, h), (Output::Add, &[x]))?;
             }
             Op::NormHead => {
                 let tied = self.config.tied_embeddings;
@@ -376,7 +204,7 @@ impl Lowering<'_> {
     }
 
     fn work(&self, shader: &Shader, buffers: &[&wgpu::Buffer], grid: Grid) -> Result<Work, MachineError> {
-        Ok(Work { few: self.dispatch(shader, buffers, grid)?, many: vec![] })
+        Ok(Work { few: vec![self.dispatch(shader, buffers, grid)?], many: None })
     }
 
     fn dispatch(
@@ -435,13 +263,14 @@ impl Lowering<'_> {
                 &buffers,
                 Grid::Steps(self.shaders.gemv_workgroups(&linear)),
             )?;
+            let linear = linear.transformed();
             let many = if self.shaders.by_matrices(&linear) {
                 self.by_matrices(&linear, from, &buffers)?
             } else {
                 let grid = Grid::Tiles(linear.gemm_tiles(), GEMM_TILE);
                 vec![self.dispatch(&self.shaders.gemm(&linear), &buffers, grid)?]
             };
-            works.push(Work { few, many });
+            works.push(Work { few: vec![few], many: Some(many) });
         }
         Ok(())
     }

@@ -11,59 +11,12 @@ use crate::{
     coop,
     gemv::{self, Cut},
     step::StepLayout,
+    target::Target,
     tile::{scales, slots},
 };
 
 /// Rows of a matrix that the shader for many tokens takes at a time, and tokens.
 pub(crate) const GEMM_TILE: usize = 64;
-
-/// Which subgroups the adapter runs a workgroup as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Subgroups {
-    /// The shaders use none.
-    None,
-    /// Of so many threads, a power of two and at least 8.
-    Fixed(usize),
-    /// Of different sizes.
-    Varying { smallest: usize, largest: usize },
-}
-
-impl Subgroups {
-    /// Threads of the smallest; where there are none, of what is summed in their stead.
-    pub(crate) fn smallest(self) -> usize {
-        match self {
-            Self::None => 8,
-            Self::Fixed(threads) | Self::Varying { smallest: threads, .. } => threads,
-        }
-    }
-
-    pub(crate) fn largest(self) -> usize {
-        match self {
-            Self::None => 8,
-            Self::Fixed(threads) | Self::Varying { largest: threads, .. } => threads,
-        }
-    }
-}
-
-/// What the adapter offers, as far as shaders differ by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Target {
-    pub subgroups: Subgroups,
-    /// How products with activations are computed.
-    pub arithmetic: Arithmetic,
-    /// Copies of a look-up table in workgroup memory, a power of two up to 32.
-    pub copies: usize,
-    /// The most threads of a workgroup.
-    pub most_threads: usize,
-    /// Whether several teams of threads share a workgroup, where a dispatch is for one token.
-    pub teams: bool,
-    /// Whether there are cooperative matrices of 16 by 16, f16 with sums in f32, and subgroups of 32.
-    pub matrices: bool,
-    /// Workgroup memory, in bytes.
-    pub workgroup_bytes: usize,
-    /// Whether linears run plainly.
-    pub plain: bool,
-}
 
 /// A shader: its source and whether it writes to each of its buffers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +34,8 @@ pub(crate) enum Input {
     Plain,
     /// Normed by the root of its mean square.
     Norm,
+    /// Transformed by Hadamard's matrix, in blocks.
+    Hadamard,
 }
 
 /// Where a linear's output goes.
@@ -113,6 +68,12 @@ impl Linear {
     /// Whether rows of the same number of two matrices make a pair.
     pub(crate) fn paired(&self) -> bool {
         self.output == Output::SwiGlu
+    }
+
+    /// The same behind a dispatch that has transformed its input.
+    pub(crate) fn transformed(self) -> Self {
+        let input = if self.input == Input::Hadamard { Input::Plain } else { self.input };
+        Self { input, ..self }
     }
 
     /// Workgroups of tiles of `rows` rows.
@@ -157,6 +118,7 @@ impl Shaders {
             ("WINDOW", config.sliding_window.unwrap_or(0)),
             ("PAGE", PAGE_TOKENS),
             ("TABLES_AT", step.tables_at),
+            ("TRIPLES_AT", step.triples_at),
             ("ROWS_AT", step.rows_at),
             ("ROW_WORDS", step.row_words),
             ("ROW_HEAD", StepLayout::ROW_HEAD),
@@ -231,6 +193,12 @@ impl Shaders {
         })
     }
 
+    /// Whether a linear for one token does that itself.
+    pub(crate) fn lanes_transform(&self) -> bool {
+        let block = rotation::block(self.config.mlp);
+        self.config.rotation.is_some() && !self.target.plain && gemv::fits_lanes(block, &self.target)
+    }
+
     /// The block of [`Shaders::mlp_hadamard`].
     pub(crate) fn mlp_block(&self) -> usize {
         rotation::block(self.config.mlp)
@@ -291,26 +259,21 @@ impl Shaders {
     /// A linear for one token a workgroup.
     pub(crate) fn gemv(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
-        let Target { mut arithmetic, mut copies, .. } = self.target;
-        let (tables, bits) = code::table_count(&codes);
-        if arithmetic == Arithmetic::Float && tables == 1 && bits <= 4 {
-            // A table of pairs is 2^K times as large.
-            (arithmetic, copies) = (Arithmetic::Pairs, copies >> bits);
-        }
-        let copies = (copies / tables.max(1).next_power_of_two()).max(1);
         let cut = Cut::new(linear, &self.target);
-        let mut parts = self.linear_parts(linear, cut.threads());
+        let Cut { arithmetic, copies, .. } = cut;
+        let mut parts = self.linear_parts(linear, cut.threads(), self.lanes_transform());
         parts.push(code::tables(&codes, copies, cut.threads(), arithmetic));
+        parts.push(code::acts(arithmetic));
         parts.push(if cut.shared {
             include_str!("../shaders/share.wgsl").into()
         } else {
-            code::activations(arithmetic)
+            code::prepare(arithmetic)
         });
         let mut distinct = codes.clone();
         distinct.sort();
         distinct.dedup();
         for code in distinct {
-            parts.extend([code::ring(code, arithmetic), code::rings(code, arithmetic)]);
+            parts.extend([code::ring(code, arithmetic, copies), code::rings(code, arithmetic)]);
         }
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::quad(m, *code)));
         parts.push(gemv::gemv(linear, &cut));
@@ -320,7 +283,7 @@ impl Shaders {
     /// A linear for many tokens.
     pub(crate) fn gemm(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
-        let mut parts = self.linear_parts(linear, 128);
+        let mut parts = self.linear_parts(linear, 128, false);
         parts.push(code::tables(&codes, 1, 128, Arithmetic::Float).replace("fill_tables", "fill_values"));
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::decode(m, *code)));
         parts.push(slots(linear, "decode", "g", "Group"));
@@ -392,10 +355,13 @@ impl Shaders {
         buffers.insert(2, ("scales", "f32", false));
         let mut parts = self.constants_and_rows(linear, coop::THREADS);
         parts.push(include_str!("../shaders/step.wgsl").into());
-        parts.extend(emits(linear.output).map(String::from));
+        parts.push(emits(linear.output, false));
         parts.push(coop::gemm(linear));
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let label = format!("{:?} from {:?}, many tokens by matrices", linear.output, linear.input);
+        let label = format!(
+            "{:?} from {:?} of {}, many tokens by matrices",
+            linear.output, linear.input, linear.cols
+        );
         let mut shader = self.shader(label, &buffers, &parts);
         shader.source.insert_str(0, "enable f16;\nenable wgpu_cooperative_matrix;\n");
         shader
@@ -404,7 +370,7 @@ impl Shaders {
     /// A linear, plainly, for any number of tokens.
     pub(crate) fn plain(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
-        let mut parts = self.linear_parts(linear, 64);
+        let mut parts = self.linear_parts(linear, 64, false);
         parts.push(format!("const SLOT_TILES: u32 = {}u;\n", linear.gemm_tiles()));
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::four(m, *code)));
         parts
@@ -418,24 +384,27 @@ impl Shaders {
     }
 
     fn linear_shader(&self, what: &str, linear: &Linear, parts: &[String]) -> Shader {
-        let label = format!("{:?} from {:?}, {what}", linear.output, linear.input);
+        let label = format!("{:?} from {:?} of {}, {what}", linear.output, linear.input, linear.cols);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         self.shader(label, &self.buffers(linear), &parts)
     }
 
-    /// What the shaders of a linear begin with.
-    fn linear_parts(&self, linear: &Linear, threads: usize) -> Vec<String> {
+    /// What the shaders of a linear begin with; `turned`: see [`emits`].
+    fn linear_parts(&self, linear: &Linear, threads: usize, turned: bool) -> Vec<String> {
         let mut parts = self.constants_and_rows(linear, threads);
         parts.push(norm_scale(linear.input));
         parts.extend(
             [
                 include_str!("../shaders/step.wgsl"),
                 include_str!("../shaders/group.wgsl"),
-                include_str!("../shaders/load.wgsl"),
+                match linear.input {
+                    Input::Hadamard => include_str!("../shaders/load_turned.wgsl"),
+                    _ => include_str!("../shaders/load.wgsl"),
+                },
             ]
             .map(String::from),
         );
-        parts.extend(emits(linear.output).map(String::from));
+        parts.push(emits(linear.output, turned));
         parts
     }
 
@@ -457,20 +426,24 @@ impl Shaders {
 fn norm_scale(input: Input) -> String {
     let norm = match input {
         Input::Norm => "inverseSqrt(squares / f32(GROUPS * 32u) + EPS)",
-        Input::Plain => "1.0",
+        Input::Plain | Input::Hadamard => "1.0",
     };
     format!("fn norm_scale(squares: f32) -> f32 {{ return {norm}; }}\n")
 }
 
-/// `fn emit`: what becomes of a pair of rows.
-fn emits(output: Output) -> [&'static str; 2] {
+/// `fn emit`: what becomes of a pair of rows. `turned`: the inside of the MLP stands as `load_turned.wgsl` reads it.
+fn emits(output: Output, turned: bool) -> String {
     match output {
         Output::Qkv { .. } => {
-            [include_str!("../shaders/cache.wgsl"), include_str!("../shaders/emit_qkv.wgsl")]
+            [include_str!("../shaders/cache.wgsl"), include_str!("../shaders/emit_qkv.wgsl")].concat()
         }
-        Output::Add => ["", include_str!("../shaders/emit_add.wgsl")],
-        Output::SwiGlu => ["", include_str!("../shaders/emit_swiglu.wgsl")],
-        Output::Logits => ["", include_str!("../shaders/emit_logits.wgsl")],
+        Output::Add => include_str!("../shaders/emit_add.wgsl").into(),
+        Output::SwiGlu => {
+            let place =
+                if turned { "(row % 32u / 4u * (MLP / 32u) + row / 32u) * 4u + row % 4u" } else { "row" };
+            include_str!("../shaders/emit_swiglu.wgsl").replace("PLACE", place)
+        }
+        Output::Logits => include_str!("../shaders/emit_logits.wgsl").into(),
     }
 }
 

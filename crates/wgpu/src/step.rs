@@ -17,6 +17,7 @@ pub(crate) struct StepLayout {
     pub rows_at: usize,
     pub row_words: usize,
     pub tables_at: usize,
+    pub triples_at: usize,
 }
 
 impl StepLayout {
@@ -30,19 +31,14 @@ impl StepLayout {
         let sequences = options.sequences.min(tokens);
         let rows_at = Self::HEAD + sequences * pages_a_sequence;
         let row_words = Self::ROW_HEAD + config.rope.dim;
-        Self {
-            tokens,
-            pages_a_sequence,
-            sequences,
-            rows_at,
-            row_words,
-            tables_at: rows_at + tokens * row_words,
-        }
+        let tables_at = rows_at + tokens * row_words;
+        let triples_at = tables_at + Bits::ALL.len() * 256;
+        Self { tokens, pages_a_sequence, sequences, rows_at, row_words, tables_at, triples_at }
     }
 
     /// Words in all.
     pub(crate) fn words(&self) -> usize {
-        self.tables_at + Bits::ALL.len() * 256
+        self.triples_at + code::triples_words()
     }
 }
 
@@ -57,9 +53,10 @@ impl Step {
     /// An empty step, with the look-up tables in place.
     pub(crate) fn new(layout: StepLayout) -> Self {
         let mut words = vec![0; layout.words()];
-        for (table, bits) in words[layout.tables_at..].chunks_exact_mut(256).zip(Bits::ALL) {
-            table.copy_from_slice(&code::entries(bits));
-        }
+        let small = Bits::ALL.into_iter().flat_map(code::entries);
+        let large =
+            Bits::ALL.into_iter().filter(|bits| bits.get() <= code::TRIPLE_BITS).flat_map(code::triples);
+        words[layout.tables_at..].iter_mut().zip(small.chain(large)).for_each(|(word, entry)| *word = entry);
         Self { sequences: Vec::with_capacity(layout.sequences), layout, words }
     }
 

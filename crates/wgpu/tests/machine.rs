@@ -16,6 +16,7 @@ fn conforms(tuning: Tuning, models: &[(&'static str, Synthetic)]) {
         !adapters().is_empty(),
         "no graphics adapter was found: run `make fixtures`, which installs Mesa's llvmpipe"
     );
+    assert!(!models.is_empty(), "no models");
     let make = |weights: &dyn Weights, options: &MachineOptions| {
         Ok(Box::new(WgpuMachine::with(weights, options, 0, tuning, &mut |_| ())?) as Box<dyn Machine>)
     };
@@ -35,6 +36,17 @@ fn every_model_conforms_plainly() {
 fn packed_bytes_conform() {
     let tuning = Tuning { packed: Some(true), copies: Some(16), workgroups: Some(1), ..Tuning::default() };
     conforms(tuning, &tiny_models()[..1]);
+}
+
+/// By teams of threads that prepare activations together; on a model whose MLP's Hadamard
+/// goes across lanes.
+#[test]
+fn teams_conform() {
+    let models: Vec<_> = tiny_models().into_iter().filter(|(name, _)| name.starts_with("window")).collect();
+    conforms(
+        Tuning { teams: Some(true), packed: Some(true), copies: Some(16), ..Tuning::default() },
+        &models,
+    );
 }
 
 /// Without subgroups, and with the driver's checks; three workgroups take the steps in turn.
