@@ -1,7 +1,7 @@
 //! The wgpu machine: the program as WGSL, for Metal, Vulkan and DX12.
 //!
 //! - `shaders/*.wgsl` are the instructions; `shaders.rs` and `attention.rs` write a model's shapes and decoders into them;
-//! - `target` says which shaders suit an adapter; `gemv`, `coop` and `tile` which rows a workgroup takes and what becomes of
+//! - `target` says which shaders suit an adapter; `gemv`, `gemm`, `coop` and `tile` which rows a workgroup takes and what becomes of
 //!   them;
 //! - `code` writes the decoders of T8 out, a text for each number of bits;
 //! - `layout` and `load` bring weights to the device, in quads of rows, split where a binding is too small;
@@ -14,6 +14,7 @@ mod attention;
 mod code;
 mod coop;
 mod dispatch;
+mod gemm;
 mod gemv;
 mod gpu;
 mod layout;

@@ -13,6 +13,7 @@ use upg_pdvm::{MachineOptions, Weights as _, conformance::tiny_models, synthetic
 
 use crate::{
     code::{Arithmetic, Code},
+    gemm::Cells,
     shaders::{Input, Linear, Output, Shader, Shaders},
     step::StepLayout,
     target::{Subgroups, Target},
@@ -131,6 +132,7 @@ fn every_shader_lowers_to_metal_within_its_limits() {
         most_threads: 1024,
         teams: false,
         matrices: false,
+        cells: Cells::USUAL,
         workgroup_bytes: 32 << 10,
         plain: false,
     };
@@ -171,6 +173,7 @@ fn shaders_for_large_cards_are_valid() {
         most_threads: 1024,
         teams: true,
         matrices: true,
+        cells: Cells::USUAL,
         workgroup_bytes: 48 << 10,
         plain: false,
     };

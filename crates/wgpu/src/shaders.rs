@@ -8,7 +8,7 @@ use upg_pdvm::{PAGE_TOKENS, rotation};
 
 use crate::{
     code::{self, Arithmetic, Code},
-    coop,
+    coop, gemm,
     gemv::{self, Cut},
     step::StepLayout,
     target::Target,
@@ -283,49 +283,11 @@ impl Shaders {
     /// A linear for many tokens.
     pub(crate) fn gemm(&self, linear: &Linear) -> Shader {
         let codes = linear.codes();
-        let mut parts = self.linear_parts(linear, 128, false);
-        parts.push(code::tables(&codes, 1, 128, Arithmetic::Float).replace("fill_tables", "fill_values"));
+        let threads = self.target.cells.threads();
+        let mut parts = self.linear_parts(linear, threads, false);
+        parts.push(code::tables(&codes, 1, threads, Arithmetic::Float).replace("fill_tables", "fill_values"));
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::decode(m, *code)));
-        parts.push(slots(linear, "decode", "g", "Group"));
-        let tokens = if linear.output == Output::Logits { "2u" } else { "0u" };
-        let cells = || (0..4).flat_map(|p| (0..4).map(move |j| (p, j)));
-        let declare: String = cells().map(|(p, j)| format!("var s{p}{j} = vec2<f32>(); ")).collect();
-        let mut multiply: String = (0..4)
-            .map(|p| {
-                format!(
-                    "let a{p} = tile[base + pair0 + {0}u]; let b{p} = tile[base + 32u + pair0 + {0}u];\n",
-                    p * 8
-                )
-            })
-            .collect();
-        for j in 0..4 {
-            let _ = writeln!(multiply, "let x{j} = tile[512u + base + token0 + {}u];", j * 16);
-        }
-        for (p, j) in cells() {
-            let _ = writeln!(
-                multiply,
-                "s{p}{j} = vec2<f32>(mul(s{p}{j}.x, a{p}, x{j}), mul(s{p}{j}.y, b{p}, x{j}));"
-            );
-        }
-        let mut emit = String::new();
-        for j in 0..4 {
-            let _ = writeln!(
-                emit,
-                "if wg.y * 64u + token0 + {0}u < tokens {{ let n = wg.y * 64u + token0 + {0}u; let scale = norms[token0 + {0}u];",
-                j * 16
-            );
-            for p in 0..4 {
-                let _ = writeln!(emit, "emit_slot(wg.x, n, pair0 + {}u, s{p}{j} * scale);", p * 8);
-            }
-            emit += "}\n";
-        }
-        parts.push(
-            include_str!("../shaders/gemm.wgsl")
-                .replace("GEMM_TOKENS_WORD", tokens)
-                .replace("DECLARE_SUMS", &declare)
-                .replace("MULTIPLY", &multiply)
-                .replace("EMIT_PAIRS", &emit),
-        );
+        parts.extend([slots(linear, "decode", "g", "Group"), gemm::gemm(linear, self.target.cells)]);
         self.linear_shader("many tokens", linear, &parts)
     }
 

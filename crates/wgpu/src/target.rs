@@ -1,6 +1,6 @@
 //! What an adapter offers, as far as shaders differ by it, and how they are made for it.
 
-use crate::{code::Arithmetic, gemv};
+use crate::{code::Arithmetic, gemm::Cells, gemv};
 
 /// How shaders are made, for tests and measurements; `None`: as suits the adapter.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,6 +74,8 @@ pub(crate) struct Target {
     pub teams: bool,
     /// Whether there are cooperative matrices of 16 by 16, f16 with sums in f32, and subgroups of 32.
     pub matrices: bool,
+    /// What a thread has of a tile of many tokens.
+    pub cells: Cells,
     /// Workgroup memory, in bytes.
     pub workgroup_bytes: usize,
     /// Whether linears run plainly.
@@ -108,6 +110,10 @@ impl Target {
             copies: tuning.copies.unwrap_or(usual_copies),
             most_threads: limits.max_compute_invocations_per_workgroup as usize,
             teams,
+            cells: match info.device_type {
+                wgpu::DeviceType::Cpu => Cells::EMULATED,
+                _ => Cells::USUAL,
+            },
             plain: tuning.plain,
         }
     }
