@@ -95,24 +95,18 @@ impl Arithmetic {
     }
 }
 
-/// The expression for where a table of `copies` copies has the entry of the `width` bits from weight `i`'s state on (8 of them
-/// are the state) of a ring in words `w0`, `w1`, …: these bits times `copies`, in as few instructions as a shift and a mask.
-pub(crate) fn place(k: usize, i: usize, width: usize, copies: usize) -> String {
+/// The expression for the `width` bits from weight `i`'s state on (8 of them are the state) of a ring in words `w0`, `w1`, ….
+pub(crate) fn window(k: usize, i: usize, width: usize) -> String {
     let bit = (k * i) % (32 * k);
-    let (word, at, scale) = (bit / 32, bit % 32, copies.ilog2() as usize);
-    let mask = ((1_u32 << width) - 1) << scale;
-    let moved = if at >= scale {
-        format!("(w{word} >> {}u)", at - scale)
-    } else {
-        format!("(w{word} << {}u)", scale - at)
-    };
+    let (word, at) = (bit / 32, bit % 32);
+    let mask = (1_u32 << width) - 1;
     if at + width <= 32 {
-        return format!("({moved} & {mask:#x}u)");
+        return format!("((w{word} >> {at}u) & {mask:#x}u)");
     }
-    format!("(({moved} | (w{} << {}u)) & {mask:#x}u)", (word + 1) % k, 32 + scale - at)
+    format!("(((w{word} >> {at}u) | (w{} << {}u)) & {mask:#x}u)", (word + 1) % k, 32 - at)
 }
 
-/// The table of a code with a copy a lane of COPIES: entry e of copy c at `e * COPIES + c`, so that lanes that look up different
+/// The table of a code with a copy a lane of COPIES: entry e of copy c in `[e][c]`, so that lanes that look up different
 /// entries meet in fewer banks of workgroup memory; with 32 copies in none. `threads`: of a workgroup.
 pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: Arithmetic) -> String {
     let mut text = String::new();
@@ -137,7 +131,7 @@ pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: 
             }
             Arithmetic::Float | Arithmetic::Pairs | Arithmetic::Halves => ("f32", 256, value("e")),
         };
-        let _ = writeln!(text, "var<workgroup> table{k}: array<{kind}, {}>;", entries * copies);
+        let _ = writeln!(text, "var<workgroup> table{k}: array<array<{kind}, {copies}>, {entries}>;");
         // As many threads an entry as there are; neighbours write to different banks.
         let parts = (threads / entries).clamp(1, copies);
         let parts = 1 << parts.ilog2();
@@ -147,7 +141,7 @@ pub(crate) fn tables(codes: &[Code], copies: usize, threads: usize, arithmetic: 
         let e = i % {entries}u;
         let entry = {entry};
         let copy0 = i / {entries}u * {share}u + e * COPIES / 32u;
-        for (var c = 0u; c < {share}u; c++) {{ table{k}[e * COPIES + (copy0 + c) % COPIES] = entry; }}
+        for (var c = 0u; c < {share}u; c++) {{ table{k}[e][(copy0 + c) % COPIES] = entry; }}
     }}",
             entries * parts,
             share = copies / parts,
@@ -258,19 +252,19 @@ pub(crate) fn prepare(arithmetic: Arithmetic) -> String {
 }
 
 /// `fn ring{K}(w0, …, a, lane) -> f32`: the product of a group's words with 32 activations, by copy `lane` of the table.
-pub(crate) fn ring(code: Code, arithmetic: Arithmetic, copies: usize) -> String {
+pub(crate) fn ring(code: Code, arithmetic: Arithmetic) -> String {
     let Code::T8(bits) = code else { return String::new() };
     let k = bits.get();
     let words: Vec<String> = (0..k).map(|w| format!("w{w}: u32")).collect();
     let mut text = format!("fn ring{k}({}, a: Acts, lane: u32) -> f32 {{\n", words.join(", "));
-    let entry = |i: usize| format!("table{k}[{} | lane]", place(k, i, 8, copies));
+    let entry = |i: usize| format!("table{k}[{}][lane]", window(k, i, 8));
     match arithmetic {
         Arithmetic::Packed | Arithmetic::Triples => {
             text += "    var high = 0;\n    var low = 0;\n";
             let looked_up: Vec<String> = match arithmetic {
-                Arithmetic::Triples => (0..=GROUP / 3)
-                    .map(|j| format!("table{k}[{} | lane]", place(k, 3 * j, 8 + k, copies)))
-                    .collect(),
+                Arithmetic::Triples => {
+                    (0..=GROUP / 3).map(|j| format!("table{k}[{}][lane]", window(k, 3 * j, 8 + k))).collect()
+                }
                 _ if k <= 4 => (0..GROUP / 2).map(|j| entry(2 * j)).collect(),
                 _ => (0..GROUP / 2)
                     .map(|j| format!("({} | ({} << 8u))", entry(2 * j), entry(2 * j + 1)))
@@ -291,9 +285,9 @@ pub(crate) fn ring(code: Code, arithmetic: Arithmetic, copies: usize) -> String 
                 let (first, second) = if j % 2 == 0 { ("x", "y") } else { ("z", "w") };
                 let _ = writeln!(
                     text,
-                    "    let p{j} = unpack2x16float(table{k}[{} | lane]);\n    sum = fma(p{j}.x, a.v[{1}].{first}, \
+                    "    let p{j} = unpack2x16float(table{k}[{}][lane]);\n    sum = fma(p{j}.x, a.v[{1}].{first}, \
                      fma(p{j}.y, a.v[{1}].{second}, sum));",
-                    place(k, 2 * j, 8 + k, copies),
+                    window(k, 2 * j, 8 + k),
                     j / 2
                 );
             }
@@ -360,7 +354,7 @@ pub(crate) fn decode(m: usize, code: Code) -> String {
         Code::F32 => format!("bitcast<vec4<f32>>(m{m}[at + (flat / 4u + {i}u) * GROUPS])"),
         Code::T8(_) => {
             let values: Vec<String> =
-                (0..4).map(|c| format!("table{words}[{}]", place(words, 4 * i + c, 8, 1))).collect();
+                (0..4).map(|c| format!("table{words}[{}][0]", window(words, 4 * i + c, 8))).collect();
             format!("vec4<f32>({})", values.join(", "))
         }
     };

@@ -111,11 +111,11 @@ fn decode(k: usize) -> String {
         let _ = writeln!(text, "    let w{w} = words.w[{w}];");
     }
     let pair = |j: usize| match k {
-        ..=4 => format!("table{k}[{}]", code::place(k, 2 * j, 8 + k, 1)),
+        ..=4 => format!("table{k}[{}][0]", code::window(k, 2 * j, 8 + k)),
         _ => format!(
-            "vec2<f16>(vec2<f32>(table{k}[{}], table{k}[{}]))",
-            code::place(k, 2 * j, 8, 1),
-            code::place(k, 2 * j + 1, 8, 1)
+            "vec2<f16>(vec2<f32>(table{k}[{}][0], table{k}[{}][0]))",
+            code::window(k, 2 * j, 8),
+            code::window(k, 2 * j + 1, 8)
         ),
     };
     for i in 0..GROUP / 4 {

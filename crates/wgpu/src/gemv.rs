@@ -157,11 +157,13 @@ pub(crate) fn gemv(linear: &Linear, cut: &Cut) -> String {
             "let t = index; let team = 0u; let subgroups = SUBGROUPS; let thread = Thread(t, t % 8u, t / 8u);",
             include_str!("../shaders/keep_in_memory.wgsl"),
         ),
-        // Threads are counted by their subgroups, so that a team is whole ones.
+        // Threads are counted by their subgroups, so that a team is whole ones, and compilers see that subgroups stay together:
+        // else they check it at every shuffle.
         Subgroups::Fixed(_) => (
             SUBGROUP_BUILTINS,
-            "let t = subgroup * SUBGROUP + subgroup_lane; let team = t / COLUMNS; let subgroups = SUBGROUPS; let thread = \
-             Thread(t % COLUMNS, subgroup_lane, subgroup % SUBGROUPS);",
+            "let own = subgroupBroadcastFirst(subgroup); let t = own * SUBGROUP + subgroup_lane; let team = own / SUBGROUPS; \
+             let subgroups = SUBGROUPS; let thread = Thread(own % SUBGROUPS * SUBGROUP + subgroup_lane, subgroup_lane, own % \
+             SUBGROUPS);",
             include_str!("../shaders/keep_traded.wgsl"),
         ),
         Subgroups::Varying { .. } => (

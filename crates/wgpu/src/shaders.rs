@@ -273,7 +273,7 @@ impl Shaders {
         distinct.sort();
         distinct.dedup();
         for code in distinct {
-            parts.extend([code::ring(code, arithmetic, copies), code::rings(code, arithmetic)]);
+            parts.extend([code::ring(code, arithmetic), code::rings(code, arithmetic)]);
         }
         parts.extend(codes.iter().enumerate().map(|(m, code)| code::quad(m, *code)));
         parts.push(gemv::gemv(linear, &cut));
