@@ -182,9 +182,16 @@ impl Forward {
 
     /// What `down` is applied to.
     pub(crate) fn activated(&self, layer: &Layer, normed: &[f32]) -> Activations {
+        let mut h = Vec::new();
+        self.activated_in(&mut h, layer, normed);
+        h
+    }
+
+    /// The same in memory that was taken before: of many tokens it is much, and new pages take time.
+    pub(crate) fn activated_in(&self, h: &mut Activations, layer: &Layer, normed: &[f32]) {
         let (hidden, mlp) = (self.config.hidden, self.config.mlp);
-        let mut h = vec![0.0; normed.len() / hidden * mlp];
-        self.each((normed, hidden), (&mut h, mlp), |normed, h| {
+        h.resize(normed.len() / hidden * mlp, 0.0);
+        self.each((normed, hidden), (h, mlp), |normed, h| {
             let mut up = vec![0.0; h.len()];
             layer.apply(TensorKind::Gate, normed, hidden, h, Into::Fresh);
             layer.apply(TensorKind::Up, normed, hidden, &mut up, Into::Fresh);
@@ -193,7 +200,6 @@ impl Forward {
                 hadamard(h, block(self.config.mlp));
             }
         });
-        h
     }
 
     /// `x += W y`, `W` being `o` or `down`.

@@ -7,8 +7,8 @@ use upg_codec::GROUP;
 
 use super::linalg::{Into, NotPositive, View, ViewMut, cholesky, dot, invert_lower, multiply};
 
-/// Tokens that are added at a time.
-const TOKENS: usize = 512;
+/// Numbers that are added at a time: whole tokens of them.
+const ADDED: usize = 8 << 20;
 
 /// `H` is summed up in square tiles of so many rows: enough for a product to be worth its packing.
 const TILE: RangeInclusive<usize> = 128..=512;
@@ -37,10 +37,12 @@ impl Hessian {
     fn add(&mut self, x: &[f32]) {
         let n = self.n;
         let tile = (n / TILES).next_multiple_of(GROUP).clamp(*TILE.start(), *TILE.end());
-        for x in x.chunks(TOKENS * n) {
+        let added = (ADDED / n).max(1) * n;
+        let mut parts = vec![0.0; x.len().min(added)];
+        for x in x.chunks(added) {
             let tokens = x.len() / n;
             // Each tile's columns on their own, `[tokens, tile]`: in `x` every token of them is on a page of its own.
-            let mut parts = vec![0.0; x.len()];
+            let parts = &mut parts[..x.len()];
             parts.par_chunks_mut(tokens * tile).enumerate().for_each(|(i, part)| {
                 let width = part.len() / tokens;
                 for (x, part) in x.chunks_exact(n).zip(part.chunks_exact_mut(width)) {

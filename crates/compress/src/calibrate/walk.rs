@@ -1,5 +1,7 @@
 //! One layer after the other: gather Hessians from text that has passed the layers already compressed, round, go on.
 
+use std::mem;
+
 use upg_format::{Encoding, TensorKind, TensorName};
 
 use super::{
@@ -43,6 +45,8 @@ pub(crate) struct Walk<'a> {
     clock: &'a Clock,
     /// The residual stream before the next layer: sequences to learn from, then those held out.
     x: Activations,
+    /// What the last layer's `down` was applied to: its memory serves the next.
+    h: Activations,
     /// Tokens of `x`.
     tokens: usize,
     /// How many of them are learned from.
@@ -61,7 +65,7 @@ impl<'a> Walk<'a> {
         let forward = Forward::new(folded.config(), calibration.ctx);
         let (tokens, learning) = calibration.split(&forward.config)?;
         let x = forward.embed(embedding, &tokens);
-        Ok(Self { x, folded, forward, progress, clock, tokens: tokens.len(), learning })
+        Ok(Self { x, h: Vec::new(), folded, forward, progress, clock, tokens: tokens.len(), learning })
     }
 
     /// Compresses the next layer, the `index`-th.
@@ -74,7 +78,7 @@ impl<'a> Walk<'a> {
                 None => decoded(self.folded, name),
             })
         })?;
-        let mut x = std::mem::take(&mut self.x);
+        let (mut x, mut h) = (mem::take(&mut self.x), mem::take(&mut self.h));
         let mut stage = |layer: &mut Layer, kinds: &[TensorKind], input: &[f32]| {
             let mut rest = Vec::new();
             for kind in kinds {
@@ -95,11 +99,11 @@ impl<'a> Walk<'a> {
         drop(a);
         let normed = self.forward.normed(&x); // [tokens, hidden]
         stage(&mut layer, &[Gate, Up], &normed)?;
-        let h = self.clock.time(Phase::Forward, || self.forward.activated(&layer, &normed)); // [tokens, mlp]
+        self.clock.time(Phase::Forward, || self.forward.activated_in(&mut h, &layer, &normed)); // [tokens, mlp]
         drop(normed);
         stage(&mut layer, &[Down], &h)?;
         self.clock.time(Phase::Forward, || self.forward.add(&layer, Down, &h, &mut x));
-        self.x = x;
+        (self.x, self.h) = (x, h);
         Ok(())
     }
 
