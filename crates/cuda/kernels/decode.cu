@@ -27,7 +27,7 @@ __device__ __forceinline__ Layout lay_out(const Sizes& sizes) {
     l.barriers = (u32)__cvta_generic_to_shared(at); at += WARPS * SLOTS * 8;
     l.entries = reinterpret_cast<Entry*>(at); at += sizes.entries * sizeof(Entry);
     l.instructions = reinterpret_cast<Instruction*>(at); at += 2 * sizeof(Instruction);
-    l.sh.act = reinterpret_cast<u32*>(at); at += sizes.act_words * 4;
+    l.sh.act = at; at += sizes.act_words * 4;
     l.sh.reduce = reinterpret_cast<float*>(at); at += 2 * WARPS * 4;
     l.sh.sums = reinterpret_cast<int*>(at); at += sizes.sums * 4;
     l.sh.addends = reinterpret_cast<float*>(at); at += sizes.sums / 2 * 4;

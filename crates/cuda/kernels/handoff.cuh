@@ -4,9 +4,9 @@
 // them, `src/plan.rs`), and twice the parity of the run. A reader loads numbers until they carry the tag of the writing
 // that it wants. What it may find before is the writing before, of this run or of the last one, and nothing older: whoever
 // waits for a writing has read the one before, and nobody writes a vector anew before every reader of it has passed something
-// on that the writer has waited for. So no fence and
-// no counter lies between writing and reading. Numbers keep 22 bits of their 24, rounded; zeros are the tag of no run of
-// odd parity, which is the first one and the first after a failure.
+// on that the writer has waited for. So no fence and no counter lies between writing and reading. Numbers keep 22 bits of their
+// 24, cut off rather than rounded, which would make zeros of some NaNs. Zeros are the tag of no run of odd parity, which is the
+// first one and the first after a failure.
 //
 // Where not all of a vector is written in every run, two bits do not tell old from new: such a number is followed by a stamp
 // of 32 bits, the number of the run and the turn.
@@ -53,7 +53,7 @@ __device__ __forceinline__ float untagged(u32 bits) { return __uint_as_float(bit
 
 // Passes a number on.
 __device__ __forceinline__ void send(float* to, float value, u32 tag) {
-    const u32 bits = (__float_as_uint(value) + TAG / 2 + 1 & ~TAG) | tag;
+    const u32 bits = __float_as_uint(value) & ~TAG | tag;
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(bits) : "memory");
 }
 

@@ -11,17 +11,18 @@
 // A block's shared memory, laid out by the host.
 struct Shared {
     char* table;         // TABLE_BYTES
-    u32* act;            // activations, two a word: see `act_index`
+    char* act;           // activations, two a word: see `act_at`
     int* sums;           // low and high half a row of the block's share
     float* addends;      // of the same rows: what is added to them
     u16* scales;         // and their scales
-    float* reduce;       // WARPS * 2 + 2
+    float* reduce;       // WARPS * 2
     float step;          // d, times the norm where there is one
 };
 
-// Where words 4 quad to 4 quad + 3 of a lane's group lie: [span][quad][lane], lanes in such an order that neither those who read
-// one quad of all groups nor those who write the quads of a group meet in a bank.
-__device__ __forceinline__ u32 act_index(int span, int quad, int lane) { return ((span * 4 + quad) * 32 + (lane ^ quad << 1)) * 4; }
+// Bytes of a span's activations, [quad][lane] of four words each: the words 4 quad to 4 quad + 3 of a lane's group. Lanes lie in
+// such an order that neither those who read one quad of all groups nor those who write the quads of a group meet in a bank.
+constexpr u32 SPAN_BYTES = SPAN * 2;
+__device__ __forceinline__ u32 act_at(u32 lane_at, int quad) { return (lane_at ^ quad << 5) + quad * 512; }
 constexpr float ACT_MOST = 16383.f;
 
 constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
@@ -94,7 +95,7 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
 #pragma unroll
             for (int i = 0; i < 4; i++) a[i] = __float2int_rn(v[c][4 * k + i] * inverse);
             const int group = chunk * (CHUNK / GROUP) + 4 * k + lane / 8;
-            *reinterpret_cast<uint2*>(sh.act + act_index(group / 32, lane % 8 / 2, group % 32) + lane % 2 * 2) =
+            *reinterpret_cast<uint2*>(sh.act + act_at(group / 32 * SPAN_BYTES + group % 32 * 16, lane % 8 / 2) + lane % 2 * 8) =
                 make_uint2(__byte_perm(a[0], a[1], 0x5410), __byte_perm(a[2], a[3], 0x5410));
         }
     }
@@ -122,12 +123,13 @@ template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, 
     int first, last;
     warp_tiles(tiles, first, last);
     int block = first / spans, span = first % spans;   // block of ROWS rows
+    u32 lane_at = span * SPAN_BYTES + lane * 16;
     int acc[ROWS] = {};
     for (int t = first; t < last; t++) {
         u32 act[16];
 #pragma unroll
         for (int q = 0; q < 4; q++) {
-            const uint4 f = *reinterpret_cast<const uint4*>(sh.act + act_index(span, q, lane));
+            const uint4 f = *reinterpret_cast<const uint4*>(sh.act + act_at(lane_at, q));
             act[4 * q] = f.x; act[4 * q + 1] = f.y; act[4 * q + 2] = f.z; act[4 * q + 3] = f.w;
         }
         const uint4* tile = stream.take();
@@ -140,9 +142,10 @@ template <int K> __device__ __forceinline__ void multiply(int tiles, int spans, 
         stream.release();
 #pragma unroll
         for (int r = 0; r < ROWS; r++) acc[r] += dot_ring<K>(sh.table, words + r * K, act, lane4);
+        lane_at += SPAN_BYTES;
         if (++span == spans || t + 1 == last) {
             flush<ROWS>(sums + block * ROWS * 2, acc);
-            span = 0; block++;
+            span = 0; lane_at = lane * 16; block++;
         }
     }
 }

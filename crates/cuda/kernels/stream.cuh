@@ -92,13 +92,13 @@ struct Stream {
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         __syncwarp();
 #pragma unroll 1
-        for (int s = 0; s < SLOTS; s++) fetch();
+        for (int s = 0; s < SLOTS; s++) fetch(s);
     }
 
-    __device__ __forceinline__ void fetch() {
+    // Asks for the next tile, into a slot.
+    __device__ __forceinline__ void fetch(u32 slot) {
         if (threadIdx.x % 32 != 0 || !cursor.find()) return;
-        const u32 slot = fetched % SLOTS, bar = barriers + 8 * slot;
-        const u32 to = (u32)__cvta_generic_to_shared(slots + slot * SLOT_BYTES);
+        const u32 bar = barriers + 8 * slot, to = (u32)__cvta_generic_to_shared(slots + slot * SLOT_BYTES);
         asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(bar), "r"(cursor.bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                      :: "r"(to), "l"(cursor.next), "r"(cursor.bytes), "r"(bar) : "memory");
@@ -113,11 +113,10 @@ struct Stream {
         return reinterpret_cast<const uint4*>(slots + slot * SLOT_BYTES);
     }
 
-    // Gives the tile's slot back and asks for another.
+    // Gives the tile's slot back and asks for another, which goes there: no slot has been free since the start.
     __device__ __forceinline__ void release() {
         __syncwarp();
-        taken++;
-        fetch();
+        fetch(taken++ % SLOTS);
     }
 
     // Waits for what is still on its way: a copy must not land after the kernel's end (an early exit leaves some).

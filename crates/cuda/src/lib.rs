@@ -6,6 +6,7 @@
 //!
 //! - `kernels/t8.cuh` decodes and multiplies T8 weights: one look-up in shared memory for two weights;
 //! - `kernels/stream.cuh` keeps weights on their way from memory, across instructions;
+//! - `kernels/handoff.cuh` passes vectors from block to block, without barriers;
 //! - `kernels/linear.cuh` quantises activations to 15 bits and runs the linears, all sums exact integers;
 //! - `kernels/attend.cuh` is FlashAttention, split over the context;
 //! - `kernels/decode.cu` runs one token: as one persistent kernel, or an instruction a launch for a CUDA graph;
