@@ -1,12 +1,13 @@
-//! How long a token takes by its position: `cargo run --release -p upg-cuda --example decode [persistent|graph]...`.
+//! How long a token takes by its position: `cargo run --release -p upg-cuda --example decode [persistent|graph|q8]...`.
 //!
-//! Phi-4's shapes with random weights, one sequence; with logits fetched, and of eight tokens that the card chooses. Names of executions choose which are timed.
+//! Phi-4's shapes with random weights, one sequence; with logits fetched, and of eight tokens that the card chooses. Names of
+//! executions choose which are timed; with `q8` keys and values are kept in 8 bits.
 
 use std::time::{Duration, Instant};
 
 use upg_cuda::{CudaMachine, Execution, Settings};
 use upg_pdvm::{
-    Logits, Machine, MachineError, MachineOptions, Segment, Synthetic,
+    KvKind, Logits, Machine, MachineError, MachineOptions, Segment, Synthetic,
     synthetic::{phi4, ten_to_one},
 };
 
@@ -16,11 +17,12 @@ const REPS: usize = 15;
 fn main() -> Result<(), MachineError> {
     let asked: Vec<String> = std::env::args().skip(1).collect();
     let weights = Synthetic::new(phi4(), ten_to_one, 0);
-    let options = MachineOptions { context: 16_384, ..Default::default() };
-    for execution in [Execution::Persistent, Execution::Graph] {
-        if !asked.is_empty() && !asked.iter().any(|name| name == execution.name()) {
-            continue;
-        }
+    let kv = if asked.iter().any(|word| word == "q8") { KvKind::Q8 } else { KvKind::F16 };
+    let executions = [Execution::Persistent, Execution::Graph];
+    let named = |execution: Execution| asked.iter().any(|word| word == execution.name());
+    let some = executions.into_iter().any(named);
+    let options = MachineOptions { context: 16_384, kv, ..Default::default() };
+    for execution in executions.into_iter().filter(|execution| !some || named(*execution)) {
         let settings =
             Settings { execution: Some(execution), patience: Duration::from_secs(20), shared: usize::MAX };
         let mut machine = CudaMachine::with(&weights, &options, settings, &mut |_| ())?;

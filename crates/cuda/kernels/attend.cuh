@@ -3,45 +3,38 @@
 // of them, and keeps a running maximum and sum. Where there are several splits, their blocks pass what they found on to each
 // other, and each merges a share of the outputs, the splits in their order.
 #pragma once
+#include "cache.cuh"
 #include "linear.cuh"
 
 constexpr int SPLIT_TOKENS = 32;     // the fewest tokens that are worth a block
 constexpr int MERGED = HEADS_A_GROUP % 4 == 0 ? 4 : HEADS_A_GROUP % 3 == 0 ? 3 : HEADS_A_GROUP % 2 == 0 ? 2 : 1;   // heads merged at a time
 constexpr float LOG2E = 1.4426950408889634f;
 
-__device__ __forceinline__ void unpack8(const uint4& f, float* to) {
-    const u32* w = &f.x;
+// Waits for a head and turns its first `dim` numbers by RoPE: number i pairs with i + dim/2. `rope` holds cosines, then sines.
+__device__ __forceinline__ void receive_head(const float* head, const float* rope, int dim, u32 tag, const Wait& wait, Head& v) {
+    const int half = dim / 2;
+    const auto own = [&](int j) { return min(32 * j + (int)threadIdx.x % 32, HEAD_DIM - 1); };
+    const auto other = [&](int j) { const int i = own(j); return i >= dim ? i : i < half ? i + half : i - half; };
+    // All is asked for before any of it is waited for.
+    u32 bits[HEAD_WORDS], other_bits[HEAD_WORDS];
+    float cosine[HEAD_WORDS], sine[HEAD_WORDS];
 #pragma unroll
-    for (int i = 0; i < 4; i++) { to[2 * i] = half_to_float(w[i] & 0xffff); to[2 * i + 1] = half_to_float(w[i] >> 16); }
+    for (int j = 0; j < HEAD_WORDS; j++) {
+        const int i = own(j);
+        bits[j] = load_word(head + i);
+        other_bits[j] = load_word(head + other(j));
+        cosine[j] = i < dim ? __ldg(rope + i % half) : 1.f;
+        sine[j] = i < half ? -__ldg(rope + half + i) : i < dim ? __ldg(rope + i) : 0.f;
+    }
+#pragma unroll
+    for (int j = 0; j < HEAD_WORDS; j++) {
+        v[j] = settle(bits[j], head + own(j), tag, wait) * cosine[j] + settle(other_bits[j], head + other(j), tag, wait) * sine[j];
+        if (HEAD_DIM % 32 && 32 * j + threadIdx.x % 32 >= HEAD_DIM) v[j] = 0.f;
+    }
 }
 
-// An element of a head to be turned by RoPE: dimension i pairs with i + rope_dim/2. Its words are asked for when it is made, and
-// waited for when it is turned, so that many can be on their way.
-struct Turned {
-    const float *own, *other;
-    u32 bits, other_bits;
-    float cosine, sine;
-
-    // Element `i` of `head`; `rope` holds cosines, then sines. Elements from `dim` on are not turned.
-    __device__ __forceinline__ Turned(const float* head, int i, const float* rope, int dim) {
-        const int half = dim / 2;
-        own = head + i;
-        other = i >= dim ? own : i < half ? own + half : own - half;
-        bits = load_word(own);
-        other_bits = load_word(other);
-        cosine = i < dim ? __ldg(rope + i % half) : 1.f;
-        sine = i < half ? -__ldg(rope + half + i) : i < dim ? __ldg(rope + i) : 0.f;
-    }
-
-    __device__ __forceinline__ float value(u32 tag, const Wait& wait) const {
-        return settle(bits, own, tag, wait) * cosine + settle(other_bits, other, tag, wait) * sine;
-    }
-};
-
-__device__ __forceinline__ u16* cached(const Run& run, int layer, int value, int head, int token) {
-    const Model& m = run.model;
-    size_t row = ((((size_t)__ldg(run.pages + token / PAGE) * run.layers + layer) * 2 + value) * m.kv_heads + head) * PAGE + token % PAGE;
-    return run.cache + row * HEAD_DIM;
+__device__ __forceinline__ Kept cached(const Run& run, int layer, int value, int head, int token) {
+    return kept_at(run.cache, run.layers, run.model.kv_heads, __ldg(run.pages + token / PAGE), layer, value, head, token);
 }
 
 // Joins what a warp's lanes hold of one head, and writes it to shared memory: the values, the largest score, the sum.
@@ -126,40 +119,46 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
     const int begin = first + (int)((i64)length * split / splits), end = first + (int)((i64)length * (split + 1) / splits);
     float* q = reinterpret_cast<float*>(sh.act);             // [HEADS][D]
     float* merge = q + HEADS * D;                            // [MERGED][WARPS][D + 4]
-    u16* now = reinterpret_cast<u16*>(merge);                // this token's key and value, [2][D]
+    const auto now = [&](int value) { return kept_alone(reinterpret_cast<char*>(merge) + value * ROW_BYTES); };   // this token's
     const float scale = rsqrtf((float)D) * LOG2E;            // scores in powers of two
     const u32 reads = wait.reads(in), writes = wait.writes(in), stamp = wait.stamp(in);
 
     // The first keys and values are older than what the block waits for.
     const bool live = part * 8 < D;
-    uint4 key = make_uint4(0, 0, 0, 0), value = key;
+    Eight key, value;
     const auto ask = [&](int token) {
         if (token >= end || token == position || !live) return;
-        key = __ldcg(reinterpret_cast<const uint4*>(cached(run, in.layer, 0, kv, token) + part * 8));
-        value = __ldcg(reinterpret_cast<const uint4*>(cached(run, in.layer, 1, kv, token) + part * 8));
+        key = load_eight(cached(run, in.layer, 0, kv, token), part);
+        value = load_eight(cached(run, in.layer, 1, kv, token), part);
     };
     const auto ask_l2 = [&](int token) {
         if (token >= end || token == position || !live) return;
-        asm volatile("prefetch.global.L2 [%0];" :: "l"(cached(run, in.layer, 0, kv, token) + part * 8));
-        asm volatile("prefetch.global.L2 [%0];" :: "l"(cached(run, in.layer, 1, kv, token) + part * 8));
+        prefetch_eight(cached(run, in.layer, 0, kv, token), part);
+        prefetch_eight(cached(run, in.layer, 1, kv, token), part);
     };
     int t = begin + warp * TOKENS + lane / LANES;
     ask(t);
     for (int ahead = 1; ahead <= 2; ahead++) ask_l2(t + ahead * WARPS * TOKENS);
 
-    // Queries by all threads; in the block of the last split, this token's key and value too.
+    // A warp takes a head: of the queries or, in the block of the last split, this token's key or value.
     const float* queries = in.in + head * HEADS * D;
     const float* keys = in.in + (m.heads + kv) * D;
     const float* values = keys + m.kv_heads * D;
-    const bool last = end == position + 1;
+    const int rows = end == position + 1 ? HEADS + 2 : HEADS;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < max(HEADS, 2) * D; i += THREADS) {
-        const int d = i % D;
-        const bool is_key = last && i < D, is_value = last && i >= D && i < 2 * D;
-        const Turned turned(i < HEADS * D ? queries + i - d : keys, d, run.rope, m.rope_dim);
-        const Turned own(is_value ? values : keys, d, run.rope, is_value ? 0 : m.rope_dim);
-        if (i < HEADS * D) q[i] = turned.value(reads, wait) * scale;
-        if (is_key || is_value) now[i] = *(cached(run, in.layer, is_value, kv, position) + d) = float_to_half(own.value(reads, wait));
+    for (int row = warp; row < rows; row += WARPS) {
+        const bool is_value = row == HEADS + 1;
+        Head v;
+        receive_head(row < HEADS ? queries + row * D : is_value ? values : keys, run.rope, is_value ? 0 : m.rope_dim, reads, wait, v);
+        if (KV_Q8 && !is_value) head_hadamard(v);
+        if (row < HEADS) {
+#pragma unroll
+            for (int j = 0; j < HEAD_WORDS; j++)
+                if (32 * j + lane < D) q[row * D + 32 * j + lane] = v[j] * scale;
+        } else {
+            keep(v, now(is_value));
+            keep(v, cached(run, in.layer, is_value, kv, position));
+        }
     }
     __syncthreads();
 
@@ -174,21 +173,24 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
     for (int rest = end - begin - warp * TOKENS; rest > 0; rest -= WARPS * TOKENS) {
         const bool seen = t < end;
         if (t == position && live) {
-            key = *reinterpret_cast<const uint4*>(now + part * 8);
-            value = *reinterpret_cast<const uint4*>(now + D + part * 8);
+            key = shared_eight(now(0), part);
+            value = shared_eight(now(1), part);
         }
         float k[8], v[8], scores[HEADS];
-        unpack8(key, k);
+        key.unpack(k);
+        const float key_scale = key.scale();
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
             float s = 0.f;
 #pragma unroll
             for (int i = 0; i < 8; i++) s += qr[h][i] * k[i];
+            s *= key_scale;
 #pragma unroll
             for (int d = LANES / 2; d; d /= 2) s += __shfl_xor_sync(~0u, s, d);
             scores[h] = s;
         }
-        unpack8(value, v);
+        value.unpack(v);
+        const float value_scale = value.scale();
         t += WARPS * TOKENS;
         ask(t);
 #pragma unroll
@@ -196,8 +198,9 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
             const float s = seen ? scores[h] : -1e30f;
             const float largest = fmaxf(most[h], s), keep = exp2f(most[h] - largest), weight = seen ? exp2f(s - largest) : 0.f;
             most[h] = largest; sum[h] = sum[h] * keep + weight;
+            const float scaled = weight * value_scale;
 #pragma unroll
-            for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * keep + weight * v[i];
+            for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * keep + scaled * v[i];
         }
     }
     __syncthreads();   // all are done with `now`, where results are merged

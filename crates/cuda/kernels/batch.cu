@@ -32,33 +32,41 @@ extern "C" __global__ void embed_batch(const __grid_constant__ Batch b) {
         b.x[(size_t)blockIdx.x * hidden + i] = scale * decode_weight(b.tables + 256 * bits, row + i / GROUP * 4 * bits, bits, i % GROUP);
 }
 
-// Queries and keys turned by RoPE, keys and values to the cache, a block a token. Queries are scaled for a softmax in
-// powers of two. `bias`: of q, k and v, or null.
+// Queries and keys turned by RoPE, keys and values to the cache: a block a token, a warp a head at a time. Queries are
+// scaled for a softmax in powers of two. `bias`: of q, k and v, or null.
 struct Biases { const float* of[3]; };
 extern "C" __global__ void rope_batch(const __grid_constant__ Batch b, int layer, int splits, const Biases bias) {
     const Model& m = b.model;
     constexpr int D = HEAD_DIM;
-    const int q_width = m.heads * D, kv_width = m.kv_heads * D, width = q_width + 2 * kv_width, half = m.rope_dim / 2;
-    const int row = blockIdx.x;
+    const int heads = m.heads + 2 * m.kv_heads, half = m.rope_dim / 2, row = blockIdx.x, lane = threadIdx.x % 32;
     const int4 r = b.rows[row];
     const float* rope = b.rope + (size_t)row * m.rope_dim;
     const float scale = rsqrtf((float)D) * 1.4426950408889634f;
-    auto value = [&](int i) {
-        const int part = i < q_width ? 0 : i < q_width + kv_width ? 1 : 2;
-        float v = bias.of[part] ? bias.of[part][i - (part == 0 ? 0 : part == 1 ? q_width : q_width + kv_width)] : 0.f;
-        for (int s = 0; s < splits; s++) v += b.part[((size_t)s * b.tokens + row) * width + i];
-        return v;
-    };
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float v = value(i);
-        const int d = i % D;
-        if (i < q_width + kv_width && d < m.rope_dim) {
-            const float c = rope[d % half], s = rope[half + d % half];
-            v = d < half ? v * c - value(i + half) * s : v * c + value(i - half) * s;
+    for (int head = threadIdx.x / 32; head < heads; head += blockDim.x / 32) {
+        const int part = head < m.heads ? 0 : head < m.heads + m.kv_heads ? 1 : 2;
+        const int first = part == 0 ? 0 : part == 1 ? m.heads : m.heads + m.kv_heads;   // the part's first head
+        const auto value = [&](int d) {
+            float v = bias.of[part] ? bias.of[part][(head - first) * D + d] : 0.f;
+            for (int s = 0; s < splits; s++) v += b.part[(((size_t)s * b.tokens + row) * heads + head) * D + d];
+            return v;
+        };
+        Head v;
+#pragma unroll
+        for (int j = 0; j < HEAD_WORDS; j++) {
+            const int d = 32 * j + lane;
+            v[j] = d < D ? value(d) : 0.f;
+            if (part == 2 || d >= m.rope_dim) continue;
+            const float cosine = rope[d % half], sine = rope[half + d % half];
+            v[j] = d < half ? v[j] * cosine - value(d + half) * sine : v[j] * cosine + value(d - half) * sine;
         }
-        if (i < q_width) b.q[(size_t)row * q_width + i] = float_to_half(v * scale);
-        else if (i < q_width + kv_width) cache_row(b, r.z, layer, 0, (i - q_width) / D, r.y)[d] = float_to_half(v);
-        else cache_row(b, r.z, layer, 1, (i - q_width - kv_width) / D, r.y)[d] = float_to_half(v);
+        if (KV_Q8 && part < 2) head_hadamard(v);
+        if (part > 0) {
+            keep(v, cached(b, r.z, layer, part - 1, head - first, r.y));
+            continue;
+        }
+#pragma unroll
+        for (int j = 0; j < HEAD_WORDS; j++)
+            if (32 * j + lane < D) b.q[((size_t)row * m.heads + head) * D + 32 * j + lane] = float_to_half(v[j] * scale);
     }
 }
 

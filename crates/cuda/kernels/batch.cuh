@@ -9,7 +9,7 @@ struct Batch {
     const int4* tiles;       // of attention: first row, tokens, position of the first, sequence
     const float* rope;       // [tokens][rope_dim]: cosines, then sines
     const u32* pages;        // [sequences][page_list]
-    u16* cache;              // as in `Run`
+    char* cache;             // as in `Run`
     const u32* tables;       // as in `Run`
     const u8* embed_codes;
     const u16* embed_scales;

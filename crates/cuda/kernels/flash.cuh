@@ -2,6 +2,7 @@
 // sequence and a group of query heads that share a key/value head, as 64 rows of queries, and walks over the keys that
 // they see with an online softmax.
 #pragma once
+#include "cache.cuh"
 #include "gemm.cuh"
 
 constexpr int FLASH_ROWS = 64, FLASH_KEYS = 64, FLASH_THREADS = 128;
@@ -19,19 +20,39 @@ __device__ __forceinline__ u32 pack_half(float a, float b) {
     return h;
 }
 
-__device__ __forceinline__ u16* cache_row(const Batch& b, int sequence, int layer, int value, int head, int token) {
+__device__ __forceinline__ Kept cached(const Batch& b, int sequence, int layer, int value, int head, int token) {
     const u32 page = __ldg(b.pages + (size_t)sequence * b.page_list + token / PAGE);
-    return b.cache + (((((size_t)page * b.layers + layer) * 2 + value) * b.model.kv_heads + head) * PAGE + token % PAGE) * HEAD_DIM;
+    return kept_at(b.cache, b.layers, b.model.kv_heads, page, layer, value, head, token);
 }
 
-// Starts the copy of 64 keys or values from token `from` on; those from `end` on are zero.
-template <bool VALUES> __device__ __forceinline__ void fetch_keys(const Batch& b, int sequence, int layer, int head, int from, int end, u32 to) {
-    constexpr int CHUNKS = HEAD_DIM / 8;
-    const u16* rows = cache_row(b, sequence, layer, VALUES, head, from);
-    for (int i = threadIdx.x; i < FLASH_KEYS * CHUNKS; i += FLASH_THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        copy16(to + (VALUES ? value_at(row, chunk) : key_at(row, chunk)), rows + row * HEAD_DIM + chunk * 8, from + row < end);
+// Brings 64 keys or values from token `from` on to shared memory, in f16; those from `end` on are zero. What is kept in f16 is
+// copied behind, what is kept in 8 bits is there when this returns.
+template <bool VALUES> __device__ __forceinline__ void fetch_keys(const Batch& b, int sequence, int layer, int head, int from, int end, char* to) {
+    constexpr int CHUNKS = HEAD_DIM / 8, ITEMS = FLASH_KEYS * CHUNKS;
+    const Kept rows = cached(b, sequence, layer, VALUES, head, from);
+    const auto place = [&](int i) { return to + (VALUES ? value_at(i / CHUNKS, i % CHUNKS) : key_at(i / CHUNKS, i % CHUNKS)); };
+#if KV_Q8
+    constexpr int TURNS = (ITEMS + FLASH_THREADS - 1) / FLASH_THREADS;
+    Eight kept[TURNS];
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+        const int i = turn * FLASH_THREADS + threadIdx.x, row = i / CHUNKS;
+        if (i < ITEMS && from + row < end) kept[turn] = load_eight({rows.codes + row * HEAD_DIM, rows.scales + row * SCALES}, i % CHUNKS);
     }
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+        const int i = turn * FLASH_THREADS + threadIdx.x;
+        float v[8];
+        kept[turn].unpack(v);
+        const float scale = kept[turn].scale();
+        const auto pair = [&](int j) { return pack_half(v[j] * scale, v[j + 1] * scale); };
+        if (i < ITEMS) *reinterpret_cast<uint4*>(place(i)) = make_uint4(pair(0), pair(2), pair(4), pair(6));
+    }
+#else
+#pragma unroll 8
+    for (int i = threadIdx.x; i < ITEMS; i += FLASH_THREADS)
+        copy16((u32)__cvta_generic_to_shared(place(i)), rows.codes + i * 16, from + i / CHUNKS < end);
+#endif
     commit();
 }
 
@@ -100,7 +121,6 @@ __device__ __forceinline__ void flash(const Batch& b, int layer, char* shared) {
     const int width = b.model.heads * D, head = group * G / (b.model.heads / b.model.kv_heads);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, t = lane % 4;
     char *keys = shared + BYTES, *values = keys + BYTES;
-    const u32 to_keys = (u32)__cvta_generic_to_shared(keys), to_values = (u32)__cvta_generic_to_shared(values);
     for (int i = threadIdx.x; i < 3 * BYTES / 16; i += FLASH_THREADS) reinterpret_cast<uint4*>(shared)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
     for (int i = threadIdx.x; i < tokens * G * (D / 8); i += FLASH_THREADS) {
@@ -110,7 +130,7 @@ __device__ __forceinline__ void flash(const Batch& b, int layer, char* shared) {
     }
     const int end = position + tokens, window = b.model.window;
     const int from = (window > 0 ? max(0, position + 1 - window) : 0) / FLASH_KEYS * FLASH_KEYS;
-    fetch_keys<false>(b, sequence, layer, head, from, end, to_keys);
+    fetch_keys<false>(b, sequence, layer, head, from, end, keys);
     __syncthreads();
     u32 q[FLASH_COLS / 32][8];
     int at[2];   // positions of this lane's rows
@@ -127,12 +147,12 @@ __device__ __forceinline__ void flash(const Batch& b, int layer, char* shared) {
     float o[(D + 15) / 16 * 2][4] = {}, most[2] = {NOTHING, NOTHING}, sum[2] = {0.f, 0.f};
     for (int k = from; k < end; k += FLASH_KEYS) {
         float s[8][4];
-        fetch_keys<true>(b, sequence, layer, head, k, end, to_values);
+        fetch_keys<true>(b, sequence, layer, head, k, end, values);
         wait_copies<1>();
         __syncthreads();
         score(q, keys, s);
         __syncthreads();
-        if (k + FLASH_KEYS < end) fetch_keys<false>(b, sequence, layer, head, k + FLASH_KEYS, end, to_keys);
+        if (k + FLASH_KEYS < end) fetch_keys<false>(b, sequence, layer, head, k + FLASH_KEYS, end, keys);
         else commit();
 #pragma unroll
         for (int n = 0; n < 8; n++)
@@ -144,7 +164,7 @@ __device__ __forceinline__ void flash(const Batch& b, int layer, char* shared) {
         soften(s, most, sum, o);
         wait_copies<1>();
         __syncthreads();
-        weigh(s, to_values, o);
+        weigh(s, (u32)__cvta_generic_to_shared(values), o);
         __syncthreads();
     }
 #pragma unroll

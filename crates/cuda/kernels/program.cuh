@@ -67,7 +67,7 @@ struct Run {
     const float* rope;       // cosines then sines of this position, [rope_dim]
     const int* token;        // token, position, number of the run; what a graph reads
     const u32* pages;        // the sequence's pages
-    u16* cache;              // f16, [page][layer][k or v][kv_head][PAGE][head_dim]
+    char* cache;             // see `cache.cuh`
     int layers;
     struct Stamped* partial; // attention's splits: [heads][splits][head_dim + 1]
     u32* failed;             // 1 + the instruction that waited too long, or 0; the host clears it

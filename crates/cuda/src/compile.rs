@@ -14,11 +14,12 @@ use crate::{
 
 const DECODE: Source = ("decode.cu", include_str!("../kernels/decode.cu"));
 const BATCH: Source = ("batch.cu", include_str!("../kernels/batch.cu"));
-const HEADERS: [Source; 10] = [
+const HEADERS: [Source; 11] = [
     ("program.cuh", include_str!("../kernels/program.cuh")),
     ("handoff.cuh", include_str!("../kernels/handoff.cuh")),
     ("t8.cuh", include_str!("../kernels/t8.cuh")),
     ("stream.cuh", include_str!("../kernels/stream.cuh")),
+    ("cache.cuh", include_str!("../kernels/cache.cuh")),
     ("linear.cuh", include_str!("../kernels/linear.cuh")),
     ("attend.cuh", include_str!("../kernels/attend.cuh")),
     ("vector.cuh", include_str!("../kernels/vector.cuh")),
@@ -46,6 +47,8 @@ pub(crate) struct Target {
     /// Query heads that attention takes together.
     pub heads_a_group: usize,
     pub head_dim: usize,
+    /// Whether keys and values are kept in 8 bits.
+    pub kv_q8: bool,
     /// Warps of a block.
     pub warps: usize,
     pub kernels: Kernels,
@@ -60,6 +63,7 @@ impl Target {
             ("BITS_USED", self.bits_used),
             ("HEADS_A_GROUP", self.heads_a_group),
             ("HEAD_DIM", self.head_dim),
+            ("KV_Q8", usize::from(self.kv_q8)),
             ("WARPS", self.warps),
         ];
         let more = match self.kernels {
@@ -157,6 +161,7 @@ mod tests {
             bits_used: 1 << 3 | 1 << 4,
             heads_a_group: 4,
             head_dim: 128,
+            kv_q8: false,
             warps: 16,
             kernels: Kernels::Decode { slots: 4, table_row: 256 },
         }
@@ -183,12 +188,13 @@ mod tests {
                 bits_used: 1 << 2 | 1 << 5,
                 heads_a_group: 1,
                 head_dim: 96,
+                kv_q8: true,
                 warps: 8,
                 kernels: Kernels::Decode { slots: 2, table_row: 64 },
                 ..target(89)
             },
             target(90),
-            Target { bits_used: 1 << 6 | 1 << 8, heads_a_group: 2, head_dim: 256, ..target(100) },
+            Target { bits_used: 1 << 6 | 1 << 8, heads_a_group: 2, head_dim: 256, kv_q8: true, ..target(100) },
         ];
         let batches = [
             batch(targets[0], Bits::B3, 160 << 10),
@@ -214,6 +220,7 @@ mod tests {
         assert_eq!(key, target(90).key("13.0"));
         assert_ne!(key, target(90).key("12.9"));
         assert_ne!(key, target(80).key("13.0"));
+        assert_ne!(key, Target { kv_q8: true, ..target(90) }.key("13.0"));
         let slots = Target { kernels: Kernels::Decode { slots: 3, table_row: 256 }, ..target(90) };
         assert_ne!(key, slots.key("13.0"));
         assert_ne!(key, batch(target(90), Bits::B4, 225 << 10).key("13.0"));

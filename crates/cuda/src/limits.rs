@@ -25,6 +25,7 @@ pub fn read_bandwidth() -> Result<f64, MachineError> {
         bits_used: 1 << 3,
         heads_a_group: 1,
         head_dim: 64,
+        kv_q8: false,
         warps: 8,
         kernels: Kernels::Decode { slots: 2, table_row: 256 },
     };

@@ -59,7 +59,7 @@ impl Settings {
     }
 }
 
-/// The CUDA machine: T8 weights in tiles on one card, an f16 KV cache in pages.
+/// The CUDA machine: T8 weights in tiles on one card, a KV cache in pages, of f16 or q8.
 ///
 /// A token alone is multiplied as 15-bit activations in exact integer sums; its logits have the same bits whether the
 /// program runs as a persistent kernel or as a graph. A run of more than three tokens goes through the tensor cores in
@@ -121,10 +121,11 @@ impl CudaMachine {
         config.validate().map_err(invalid)?;
         options.validate(config)?;
         load::check(config)?;
-        if options.kv != KvKind::F16 {
-            return Err(MachineError::Unsupported(
-                "the cuda machine keeps keys and values in f16 only: ask for an f16 cache, or use --device cpu".into(),
-            ));
+        if !matches!(options.kv, KvKind::F16 | KvKind::Q8) {
+            return Err(MachineError::Unsupported(format!(
+                "the cuda machine keeps keys and values in f16 or q8, not in {}: ask for one of those, or use --device cpu",
+                options.kv
+            )));
         }
         let device = Device::open()?;
         let capability = device.capability()?;
@@ -159,6 +160,7 @@ impl CudaMachine {
             bits_used: used,
             heads_a_group: heads_a_group(config),
             head_dim: config.head_dim,
+            kv_q8: options.kv == KvKind::Q8,
             warps: block.warps,
             kernels: Kernels::Decode { slots: block.slots, table_row: block.table_row },
         };
@@ -185,7 +187,7 @@ impl CudaMachine {
                 name: "cuda",
                 detail: String::new(),
                 weight_bytes: model.bytes() as u64,
-                kv_bytes_per_token: (kv_token_bytes(config) * config.layers) as u64,
+                kv_bytes_per_token: (kv_token_bytes(config, options.kv) * config.layers) as u64,
             },
             options: options.clone(),
             pages,

@@ -1,7 +1,7 @@
 //! A machine's buffers on the card, beside its weights: taken once, when it is made.
 
 use upg_format::ModelConfig;
-use upg_pdvm::{BatchRow, MachineError, MachineOptions, PAGE_TOKENS, rope::RopeTable};
+use upg_pdvm::{BatchRow, KvKind, MachineError, MachineOptions, PAGE_TOKENS, kv_kind, rope::RopeTable};
 
 use crate::{
     abi,
@@ -42,9 +42,13 @@ pub(crate) struct Memory {
     pub host_failed: Pinned<u32>,
 }
 
-/// Bytes that one token adds to one layer's cache.
-pub(crate) fn kv_token_bytes(config: &ModelConfig) -> usize {
-    2 * config.kv_width() * size_of::<u16>()
+/// Bytes that one token adds to one layer's cache, as `kernels/cache.cuh` has it.
+pub(crate) fn kv_token_bytes(config: &ModelConfig, kv: KvKind) -> usize {
+    let head = match kv {
+        KvKind::Q8 => config.head_dim + config.head_dim.div_ceil(kv_kind::BLOCK) * size_of::<u16>(),
+        _ => config.head_dim * size_of::<u16>(),
+    };
+    2 * config.kv_heads * head
 }
 
 impl Memory {
@@ -73,7 +77,7 @@ impl Memory {
         Ok(Self {
             buffers,
             tables: Buffer::of(&layout::tables())?,
-            cache: Buffer::zeroed(pages * PAGE_TOKENS * kv_token_bytes(config) * config.layers)?,
+            cache: Buffer::zeroed(pages * PAGE_TOKENS * kv_token_bytes(config, options.kv) * config.layers)?,
             partial: Buffer::zeroed(8 * config.heads * splits * (config.head_dim + 1))?,
             failed: Buffer::zeroed(4)?,
             step: Buffer::zeroed(4 * step_words)?,

@@ -6,14 +6,15 @@ use upg_codec::Bits;
 use upg_cuda::{CudaMachine, Execution, Settings};
 use upg_format::{Encoding, ModelConfig, TensorKind, TensorName, UpgFile};
 use upg_pdvm::{
-    Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, Synthetic, UpgWeights, Weights,
+    KvKind, Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, Synthetic, UpgWeights, Weights,
     conformance::{self, tiny_models},
     rotation::SplitMix64,
     synthetic::ten_to_one,
 };
 
-/// What an f16 cache, 15-bit and f16 activations cost tiny models.
-const TOLERANCE: f32 = 5e-3;
+/// What 15-bit and f16 activations cost tiny models, with caches of these kinds. In q8 activations that differ a little make
+/// other codes here and there: up to what the kind itself costs.
+const KINDS: [(KvKind, f32); 2] = [(KvKind::F16, 5e-3), (KvKind::Q8, 2e-2)];
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -55,8 +56,10 @@ fn compile_all() {
     std::thread::scope(|scope| {
         for (_, weights) in models() {
             scope.spawn(move || {
-                let options = MachineOptions { context: 168, ..Default::default() };
-                make(&weights, &options, Execution::Graph, PATIENCE).unwrap();
+                for (kv, _) in KINDS {
+                    let options = MachineOptions { context: 168, kv, ..Default::default() };
+                    make(&weights, &options, Execution::Graph, PATIENCE).unwrap();
+                }
             });
         }
     });
@@ -67,13 +70,16 @@ fn compile_all() {
 fn conforms_as_a_persistent_kernel_and_as_a_graph() {
     compile_all();
     for execution in [Execution::Persistent, Execution::Graph] {
-        let report = conformance::check_models(
-            &|weights, options| Ok(Box::new(make(weights, options, execution, PATIENCE)?)),
-            &models(),
-            TOLERANCE,
-        );
-        println!("{}:\n{report}", execution.name());
-        assert!(report.passed(), "{}:\n{report}", execution.name());
+        for (kv, tolerance) in KINDS {
+            let report = conformance::check_models(
+                &|weights, options| Ok(Box::new(make(weights, options, execution, PATIENCE)?)),
+                &models(),
+                kv,
+                tolerance,
+            );
+            println!("{}, {kv}:\n{report}", execution.name());
+            assert!(report.passed(), "{}, {kv}:\n{report}", execution.name());
+        }
     }
 }
 
@@ -90,7 +96,8 @@ fn conforms_within_the_shared_memory_of_smaller_cards() {
         let report = conformance::check_models(
             &|weights, options| Ok(Box::new(CudaMachine::with(weights, options, settings, &mut |_| ())?)),
             &wide,
-            TOLERANCE,
+            KvKind::F16,
+            KINDS[0].1,
         );
         println!("{limit} bytes:\n{report}");
         assert!(report.passed(), "{limit} bytes:\n{report}");
@@ -118,12 +125,14 @@ fn both_executions_give_the_same_bits() {
     for (name, weights) in models() {
         let vocab = weights.config().vocab;
         let tokens: Vec<u32> = (0..150).map(|i| (i * 7 % vocab) as u32).collect();
-        let [one, other] = [Execution::Persistent, Execution::Graph].map(|execution| {
-            let options = MachineOptions { context: 168, max_batch: 1, ..Default::default() };
-            let mut machine = make(&weights, &options, execution, PATIENCE).unwrap();
-            logits(&mut machine, &tokens, false).into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        });
-        assert!(one == other, "{name}");
+        for (kv, _) in KINDS {
+            let [one, other] = [Execution::Persistent, Execution::Graph].map(|execution| {
+                let options = MachineOptions { context: 168, max_batch: 1, kv, ..Default::default() };
+                let mut machine = make(&weights, &options, execution, PATIENCE).unwrap();
+                logits(&mut machine, &tokens, false).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            });
+            assert!(one == other, "{name}, {kv}");
+        }
     }
 }
 
@@ -177,16 +186,22 @@ fn agreement(found: &[f32], expected: &[f32], vocab: usize) -> (f64, f64) {
     (same as f64 / tokens, divergence / tokens)
 }
 
-/// On a text that the model writes itself: token by token, for each execution, and all of it in one run.
 #[test]
 #[ignore = "needs an NVIDIA card, and UPG_TEST_MODEL to name a compressed model"]
-#[allow(clippy::unwrap_used)]
 fn a_real_model_agrees_with_the_reference_machine() {
+    for (kv, _) in KINDS {
+        agrees_with_the_reference_machine(kv);
+    }
+}
+
+/// On a text that the model writes itself: token by token, for each execution, and all of it in one run.
+#[allow(clippy::unwrap_used)]
+fn agrees_with_the_reference_machine(kv: KvKind) {
     const TOKENS: usize = 512;
     let path = std::env::var("UPG_TEST_MODEL").expect("UPG_TEST_MODEL names a .upg file");
     let weights = UpgWeights::new(UpgFile::open(path.as_ref()).unwrap());
     let vocab = weights.config().vocab;
-    let options = MachineOptions { context: TOKENS, ..Default::default() };
+    let options = MachineOptions { context: TOKENS, kv, ..Default::default() };
     let mut machine = make(&weights, &options, Execution::Persistent, PATIENCE).unwrap();
     let mut random = SplitMix64(1);
     let (mut tokens, mut one) = (vec![1], vec![0.0; TOKENS * vocab]);
@@ -208,8 +223,8 @@ fn a_real_model_agrees_with_the_reference_machine() {
     let expected = logits(&mut reference, &tokens, true);
     for (name, found) in [("token by token", one), ("in one run", many)] {
         let (top, kl) = agreement(&found, &expected, vocab);
-        println!("{name}: top-1 agreement {top:.4}, mean KL {kl:.2e}");
-        assert!(top >= 0.99 && kl < 1e-3, "{name}: top-1 agreement {top:.4}, mean KL {kl:.2e}");
+        println!("{kv}, {name}: top-1 agreement {top:.4}, mean KL {kl:.2e}");
+        assert!(top >= 0.99 && kl < 1e-3, "{kv}, {name}: top-1 agreement {top:.4}, mean KL {kl:.2e}");
     }
 }
 

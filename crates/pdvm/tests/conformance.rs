@@ -43,7 +43,7 @@ fn assert_caught(mistake: &str, applies: fn(&ModelConfig) -> bool, misread: fn(&
         Ok(Box::new(ReferenceMachine::new(&Misread { weights, config }, options)?) as Box<dyn Machine>)
     };
     let model = models.next().expect("a model that the mistake touches");
-    let (name, report) = (model.0, conformance::check_models(&make, &[model], 0.0));
+    let (name, report) = (model.0, conformance::check_models(&make, &[model], KvKind::F16, 0.0));
     // What quantised activations cost must not hide it.
     assert!(report.worst() > 0.05, "{mistake}: {name} differs by {} only", report.worst());
 }

@@ -1,7 +1,7 @@
 //! The machine against the reference machine, on adapter 0: a graphics card, or else Mesa's llvmpipe.
 
 use upg_pdvm::{
-    Machine, MachineOptions, Synthetic, Weights,
+    KvKind, Machine, MachineOptions, Synthetic, Weights,
     conformance::{self, tiny_models},
 };
 use upg_wgpu::{Tuning, WgpuMachine, adapters};
@@ -20,7 +20,7 @@ fn conforms(tuning: Tuning, models: &[(&'static str, Synthetic)]) {
     let make = |weights: &dyn Weights, options: &MachineOptions| {
         Ok(Box::new(WgpuMachine::with(weights, options, 0, tuning, &mut |_| ())?) as Box<dyn Machine>)
     };
-    let report = conformance::check_models(&make, models, TOLERANCE);
+    let report = conformance::check_models(&make, models, KvKind::F16, TOLERANCE);
     println!("{report}");
     assert!(report.passed(), "{tuning:?}: {report}");
 }

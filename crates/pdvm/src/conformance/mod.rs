@@ -80,20 +80,21 @@ impl fmt::Display for Report {
 /// Runs the suite with keys and values in f16. A row of logits may differ from the reference machine's by `tolerance`
 /// times its length.
 pub fn check(make: &Make<'_>, tolerance: f32) -> Report {
-    check_models(make, &tiny_models(), tolerance)
+    check_kv(make, KvKind::F16, tolerance)
 }
 
 /// Runs the suite with keys and values of another kind, on both machines: for a machine that supports it.
 pub fn check_kv(make: &Make<'_>, kv: KvKind, tolerance: f32) -> Report {
-    run(make, &tiny_models(), kv, tolerance)
+    check_models(make, &tiny_models(), kv, tolerance)
 }
 
-/// Runs the suite on some models only: for a machine that does not support all of [`tiny_models`].
-pub fn check_models(make: &Make<'_>, models: &[(&'static str, Synthetic)], tolerance: f32) -> Report {
-    run(make, models, KvKind::F16, tolerance)
-}
-
-fn run(make: &Make<'_>, models: &[(&'static str, Synthetic)], kv: KvKind, tolerance: f32) -> Report {
+/// Runs the suite on these models: for a machine that does not support all of [`tiny_models`], or should be held to more.
+pub fn check_models(
+    make: &Make<'_>,
+    models: &[(&'static str, Synthetic)],
+    kv: KvKind,
+    tolerance: f32,
+) -> Report {
     let mut cases = Vec::new();
     for (model, weights) in models {
         match Pair::new(make, weights, kv) {
