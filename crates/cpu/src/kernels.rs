@@ -27,7 +27,7 @@ mod vnni;
 
 use std::ops::Range;
 
-use upg_codec::Isa;
+use upg_codec::{Bits, Isa};
 
 use crate::{layout::Layout, matrix::T8, quantize::Quantized};
 
@@ -85,12 +85,13 @@ pub(crate) fn multiply(
     }
 }
 
-/// The sum of each row's weights, for the layout whose kernels want it.
-pub(crate) fn row_sums(matrix: &T8) -> Vec<i32> {
-    match matrix.layout {
+/// Appends the sum of each row's weights, for the layout whose kernels want it; `strip` are the packed codes of
+/// [`Layout::tile_rows`] rows.
+pub(crate) fn row_sums(layout: Layout, bits: Bits, cols: usize, strip: &[u8], sums: &mut Vec<i32>) {
+    match layout {
         #[cfg(target_arch = "x86_64")]
-        Layout::LanePlanar => planar_products::row_sums(matrix),
-        _ => Vec::new(),
+        Layout::LanePlanar => sums.extend(planar_x86::row_sums(bits, cols, strip)),
+        _ => (),
     }
 }
 
@@ -110,7 +111,7 @@ macro_rules! for_bits {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use for_bits;
+pub(crate) use for_bits;
 
 /// How far ahead codes are prefetched, in bytes: the hardware does not cross pages of 4 KiB by itself.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -1,3 +1,6 @@
+#[cfg(target_arch = "x86_64")]
+mod pack_x86;
+
 use upg_codec::{Bits, GROUP, Isa};
 
 use crate::{per_isa::per_isa, quantize::CHUNK};
@@ -57,16 +60,24 @@ impl Layout {
         }
     }
 
+    /// Bytes of [`Layout::tile_rows`] rows, without slack.
+    pub(crate) fn strip_bytes(self, bits: Bits, cols: usize) -> usize {
+        match self {
+            Layout::RowOrder | Layout::Spread => self.tile_rows() * row_bytes(bits, cols),
+            Layout::LanePlanar => self.bytes(bits, TILE_ROWS, cols),
+        }
+    }
+
     /// Copies the rows `first..first + given.len() / row_bytes` of a matrix from a file's order into place; `first` is
     /// a multiple of [`Layout::tile_rows`] and `place` starts at that row.
     pub(crate) fn pack(self, bits: Bits, cols: usize, given: &[u8], place: &mut [u8]) {
         if self != Layout::LanePlanar {
             return place[..given.len()].copy_from_slice(given);
         }
-        let (row, group) = (row_bytes(bits, cols), bits.group_bytes());
-        let tiles = place.chunks_exact_mut(cols.div_ceil(CHUNK) * TILE_GROUPS * group);
+        let row = row_bytes(bits, cols);
+        let tiles = place.chunks_exact_mut(cols.div_ceil(CHUNK) * TILE_GROUPS * bits.group_bytes());
         for (rows, tiles) in given.chunks(TILE_ROWS * row).zip(tiles) {
-            pack_rows(Isa::best(), rows, row, group, tiles);
+            pack_rows(bits, rows, row, tiles);
         }
     }
 
@@ -92,11 +103,20 @@ impl Layout {
     }
 }
 
+/// Packs up to [`TILE_ROWS`] rows of `row` bytes into lane-planar tiles.
+fn pack_rows(bits: Bits, rows: &[u8], row: usize, tiles: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    let done = if Isa::Avx2.is_available() { pack_x86::whole_chunks(bits, rows, row, tiles) } else { 0 };
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    pack_chunks(Isa::best(), rows, row, bits.group_bytes(), done, tiles);
+}
+
 per_isa! {
-    /// Packs up to [`TILE_ROWS`] rows of `row` bytes into lane-planar tiles, `group` bytes a group: fetching words is
-    /// scalar, taking the bytes of all groups apart is not.
-    fn pack_rows(rows: &[u8], row: usize, group: usize, tiles: &mut [u8]) {
-        for (chunk, tile) in tiles.chunks_exact_mut(TILE_GROUPS * group).enumerate() {
+    /// The plain version of [`pack_rows`], from the chunk `first` on, `group` bytes a group: fetching words is scalar,
+    /// taking the bytes of all groups apart is not.
+    fn pack_chunks(rows: &[u8], row: usize, group: usize, first: usize, tiles: &mut [u8]) {
+        for (chunk, tile) in tiles.chunks_exact_mut(TILE_GROUPS * group).enumerate().skip(first) {
             let mut words = [[0u32; TILE_GROUPS]; MAX_WORDS];
             for (r, codes) in rows.chunks_exact(row).enumerate() {
                 let start = chunk * CHUNK_GROUPS * group;
@@ -157,6 +177,20 @@ mod tests {
                     assert_eq!(group, expected, "{layout:?} {bits:?} group {i}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn packed_in_vectors_or_plainly_is_the_same() {
+        for bits in Bits::ALL {
+            let (rows, cols) = (8, 3 * CHUNK + GROUP);
+            let row = row_bytes(bits, cols);
+            let given: Vec<u8> = (0..rows * row).map(|i| (i * 41 + i / 253) as u8).collect();
+            let mut tiles = vec![0; Layout::LanePlanar.bytes(bits, rows, cols)];
+            let mut plain = tiles.clone();
+            pack_rows(bits, &given, row, &mut tiles);
+            pack_chunks(Isa::Scalar, &given, row, bits.group_bytes(), 0, &mut plain);
+            assert_eq!(tiles, plain, "{bits:?}");
         }
     }
 

@@ -52,7 +52,9 @@ impl Model {
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self, MachineError> {
         let config = weights.config();
-        let names = TensorName::of_upg(config);
+        let mut names = TensorName::of_upg(config);
+        // The two largest first, that no thread is left with one at the end.
+        names.sort_by_key(|name| !matches!(name.kind(), TensorKind::Embed | TensorKind::Head));
         let size = |name: TensorName| name.shape(config).iter().product::<usize>() as f64;
         let total: f64 = names.iter().copied().map(size).sum();
         let tensors = Mutex::new(HashMap::with_capacity(names.len()));

@@ -6,7 +6,7 @@ use upg_pdvm::{MachineError, Tensor};
 
 use crate::{
     kernels::{self, KernelScratch},
-    layout::Layout,
+    layout::{Layout, row_bytes},
     memory::{Arena, Region},
     quantize::Quantized,
 };
@@ -59,14 +59,18 @@ impl Matrix {
             Tensor::T8 { bits, rows, cols, scales, codes } => {
                 let fits = bits.row_bytes(*cols).and_then(|row| row.checked_mul(*rows)) == Some(codes.len());
                 check(fits && scales.len() == *rows, tensor)?;
-                let mut place = arena.take(layout.bytes(*bits, *rows, *cols))?;
-                layout.pack(*bits, *cols, codes, &mut place);
+                let (bits, cols) = (*bits, *cols);
+                let mut place = arena.take(layout.bytes(bits, *rows, cols))?;
+                let mut sums = Vec::new();
+                let strips = codes.chunks(layout.tile_rows() * row_bytes(bits, cols));
+                for (given, strip) in strips.zip(place.chunks_mut(layout.strip_bytes(bits, cols))) {
+                    layout.pack(bits, cols, given, strip);
+                    // While the cache holds them.
+                    kernels::row_sums(layout, bits, cols, strip, &mut sums);
+                }
+                sums.truncate(*rows);
                 let scales = scales.iter().copied().map(f16::to_f32).collect();
-                let codes = place.freeze();
-                let mut matrix =
-                    T8 { bits: *bits, layout, rows: *rows, cols: *cols, scales, sums: Vec::new(), codes };
-                matrix.sums = kernels::row_sums(&matrix);
-                Ok(Matrix::T8(matrix))
+                Ok(Matrix::T8(T8 { bits, layout, rows: *rows, cols, scales, sums, codes: place.freeze() }))
             }
             Tensor::F32 { rows, cols, data } => {
                 check(rows.checked_mul(*cols) == Some(data.len()), tensor)?;

@@ -57,17 +57,6 @@ impl Quantized {
         }
     }
 
-    /// What [`Layout::LanePlanar`]'s kernel for AVX2 takes for ones, before anything is taken off for the lift.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn ones(cols: usize) -> Self {
-        let mut ones = Self::new(Layout::LanePlanar, cols);
-        let cols = cols.next_multiple_of(CHUNK);
-        ones.high.resize(cols, 0);
-        ones.low.resize(cols, 1);
-        ones.paired.resize(cols, 1);
-        ones
-    }
-
     /// Quantises a vector. Does not allocate where [`Quantized::new`] made room.
     pub(crate) fn set(&mut self, isa: Isa, x: &[f32]) {
         let cols = x.len().next_multiple_of(CHUNK);

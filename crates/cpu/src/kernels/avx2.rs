@@ -3,7 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::{planar::*, planar_x86::*};
-use crate::quantize::{CHUNK, Quantized};
+use crate::{
+    layout::TILE_ROWS,
+    quantize::{CHUNK, Quantized},
+};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with the lifted activations of each of `T`
 /// tokens.
@@ -48,6 +51,37 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
         }
     }
     join(sums)
+}
+
+/// The sum of the weights of each of eight rows.
+///
+/// A pair of weights is at most 2 · 127: 16 bits hold the 32 pairs of a tile, and 32 bits the sum of a row of 2^18 columns.
+///
+/// # Safety
+/// `tiles` points to `chunks` tiles of `K` bits a weight.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn row_sums<const K: usize>(
+    mut tiles: *const u8,
+    chunks: usize,
+    tables: &Tables,
+) -> [i32; TILE_ROWS] {
+    let mut sums = _mm256_setzero_si256();
+    for _ in 0..chunks {
+        let mut pairs = _mm256_setzero_si256();
+        // SAFETY: the caller's tiles.
+        unsafe {
+            macro_rules! step {
+                ($i:literal) => {
+                    let weights = weights!(tiles, K, $i, tables);
+                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(1), weights));
+                };
+            }
+            each_weight!(step);
+            tiles = tiles.add(VECTOR * 4 * K);
+        }
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    lanes(sums)
 }
 
 /// Keeps the compiler from mixing steps: it would have more numbers on their way than there are registers.

@@ -111,16 +111,6 @@ fn totals<const T: usize>(
     unsafe { arch::gemv(isa, matrix.bits, tiles, chunks, tokens, tables) }
 }
 
-/// The sum of each row's weights, those beyond its end included.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn row_sums(matrix: &T8) -> Vec<i32> {
-    let (ones, tables) = (Quantized::ones(matrix.cols), tables(Isa::Avx2, matrix));
-    let tiles = (0..matrix.rows).step_by(TILE_ROWS);
-    let sums = tiles.flat_map(|row| totals(Isa::Avx2, matrix, row, [&ones], &tables).into_iter().flatten());
-    // A row has at most 2^18 columns.
-    sums.take(matrix.rows).map(|sum| sum as i32).collect()
-}
-
 /// Several tokens: sixteen rows at a time, a span of columns decoded once and multiplied by every token.
 fn several(
     isa: Isa,

@@ -6,7 +6,7 @@ use upg_codec::{Bits, Isa};
 
 use super::{
     avx2, for_bits,
-    planar::{RowSums, STEP, Tables},
+    planar::{RowSums, STEP, Tables, VECTOR},
     vnni,
 };
 use crate::{
@@ -69,6 +69,16 @@ pub(super) unsafe fn gemv<const T: usize>(
             _ => for_bits!(bits, avx2::gemv::<T>(tiles, chunks, tokens, tables)),
         }
     }
+}
+
+/// The sum of the weights of each of the rows of a strip of tiles, those beyond the rows' end included. The processor
+/// has AVX2: this layout is for no other.
+pub(super) fn row_sums(bits: Bits, cols: usize, strip: &[u8]) -> [i32; TILE_ROWS] {
+    let chunks = cols.div_ceil(CHUNK);
+    let strip = &strip[..chunks * 4 * bits.get() * VECTOR];
+    let tables = Tables::new(bits, 0);
+    // SAFETY: the slice holds as many tiles; the processor's instructions as above.
+    unsafe { for_bits!(bits, avx2::row_sums(strip.as_ptr(), chunks, &tables)) }
 }
 
 /// Decodes a tile for [`multiply`]: [`chunk_steps`] steps, [`STEP`] bytes apart.
@@ -210,7 +220,7 @@ pub(super) fn join<const T: usize>(sums: [[__m256i; 2]; T]) -> [RowSums; T] {
 /// The lanes of a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn lanes(vector: __m256i) -> [i32; TILE_ROWS] {
+pub(super) fn lanes(vector: __m256i) -> [i32; TILE_ROWS] {
     let mut lanes = [0; TILE_ROWS];
     // SAFETY: the array is as large as the vector.
     unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };
