@@ -194,7 +194,13 @@ mod tests {
                 ..target(89)
             },
             target(90),
-            Target { bits_used: 1 << 6 | 1 << 8, heads_a_group: 2, head_dim: 256, kv_q8: true, ..target(100) },
+            Target {
+                bits_used: 1 << 6 | 1 << 8,
+                heads_a_group: 2,
+                head_dim: 256,
+                kv_q8: true,
+                ..target(100)
+            },
         ];
         let batches = [
             batch(targets[0], Bits::B3, 160 << 10),

@@ -6,7 +6,8 @@ use upg_codec::Bits;
 use upg_cuda::{CudaMachine, Execution, Settings};
 use upg_format::{Encoding, ModelConfig, TensorKind, TensorName, UpgFile};
 use upg_pdvm::{
-    KvKind, Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, Synthetic, UpgWeights, Weights,
+    KvKind, Logits, Machine, MachineError, MachineOptions, ReferenceMachine, Segment, Synthetic, UpgWeights,
+    Weights,
     conformance::{self, tiny_models},
     rotation::SplitMix64,
     synthetic::ten_to_one,
