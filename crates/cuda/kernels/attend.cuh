@@ -10,6 +10,9 @@ constexpr int SPLIT_TOKENS = 32;     // the fewest tokens that are worth a block
 constexpr int MERGED = HEADS_A_GROUP % 4 == 0 ? 4 : HEADS_A_GROUP % 3 == 0 ? 3 : HEADS_A_GROUP % 2 == 0 ? 2 : 1;   // heads merged at a time
 constexpr float LOG2E = 1.4426950408889634f;
 
+// a b + c d, rounded alike wherever it is compiled: both executions of a program give the same bits.
+__device__ __forceinline__ float two_products(float a, float b, float c, float d) { return __fmaf_rn(a, b, __fmul_rn(c, d)); }
+
 // Waits for a head and turns its first `dim` numbers by RoPE: number i pairs with i + dim/2. `rope` holds cosines, then sines.
 __device__ __forceinline__ void receive_head(const float* head, const float* rope, int dim, u32 tag, const Wait& wait, Head& v) {
     const int half = dim / 2;
@@ -28,7 +31,7 @@ __device__ __forceinline__ void receive_head(const float* head, const float* rop
     }
 #pragma unroll
     for (int j = 0; j < HEAD_WORDS; j++) {
-        v[j] = settle(bits[j], head + own(j), tag, wait) * cosine[j] + settle(other_bits[j], head + other(j), tag, wait) * sine[j];
+        v[j] = two_products(settle(bits[j], head + own(j), tag, wait), cosine[j], settle(other_bits[j], head + other(j), tag, wait), sine[j]);
         if (HEAD_DIM % 32 && 32 * j + threadIdx.x % 32 >= HEAD_DIM) v[j] = 0.f;
     }
 }
@@ -44,9 +47,9 @@ template <int LANES> __device__ __forceinline__ void merge_warp(float most, floa
     for (int d = LANES; d < 32; d *= 2) {
         const float other = __shfl_xor_sync(~0u, most, d), now = fmaxf(most, other);
         const float mine = exp2f(most - now), theirs = exp2f(other - now);
-        sum = sum * mine + __shfl_xor_sync(~0u, sum, d) * theirs;
+        sum = two_products(sum, mine, __shfl_xor_sync(~0u, sum, d), theirs);
 #pragma unroll
-        for (int i = 0; i < 8; i++) o[i] = o[i] * mine + __shfl_xor_sync(~0u, o[i], d) * theirs;
+        for (int i = 0; i < 8; i++) o[i] = two_products(o[i], mine, __shfl_xor_sync(~0u, o[i], d), theirs);
         most = now;
     }
     if (threadIdx.x % 32 >= LANES || part * 8 >= HEAD_DIM) return;
@@ -200,7 +203,7 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
             most[h] = largest; sum[h] = sum[h] * keep + weight;
             const float scaled = weight * value_scale;
 #pragma unroll
-            for (int i = 0; i < 8; i++) o[h][i] = o[h][i] * keep + scaled * v[i];
+            for (int i = 0; i < 8; i++) o[h][i] = two_products(o[h][i], keep, scaled, v[i]);
         }
     }
     __syncthreads();   // all are done with `now`, where results are merged
