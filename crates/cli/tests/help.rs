@@ -48,6 +48,8 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["run", "a.upg", "hello", "--raw", "--system", "Be brief."],
         &["run", "a.upg", "hello", "--kv", "q9"],
         &["eval", "a.upg"],
+        &["eval", "a.upg", "--tasks", "--text", "a.txt"],
+        &["eval", "a.upg", "--text", "a.txt", "--reference-cache", "kept"],
         &["devices", "--quiet", "--verbose"],
     ] {
         let output = run(folder.path(), args);

@@ -194,6 +194,55 @@ fn evaluation_compares_with_the_checkpoint() {
     assert_eq!(report["model"]["chunks"], 2);
 }
 
+#[test]
+fn a_cache_of_the_reference_s_logits_changes_no_number() {
+    let words = "Water boils when its temperature reaches a hundred degrees, or less on a high mountain. ";
+    fs::write(COMPRESSED.folder().join("water.txt"), words.repeat(16)).unwrap();
+    let args = ["eval", "model.upg", "--text", "water.txt", "--against", checkpoint(), "--ctx", "64"];
+    let cached = [&args[..], &["--reference-cache", "kept", "--json"]].concat();
+    let files = || fs::read_dir(COMPRESSED.folder().join("kept")).unwrap().map(|entry| entry.unwrap().path());
+    let run_cached = |extra: &[&str]| {
+        let output = run(COMPRESSED.folder(), &[&cached[..], extra].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        (report, text(&output.stderr))
+    };
+    let plain = json(&[&args[..], &["--chunks", "2", "--json"]].concat());
+    let (first, made) = run_cached(&["--chunks", "2"]);
+    let (second, taken) = run_cached(&["--chunks", "2"]);
+    assert!(!made.contains("logits are in") && taken.contains("logits are in"), "{made}{taken}");
+    assert_eq!((&plain, &plain), (&first, &second));
+    assert_eq!(files().count(), 1);
+
+    run_cached(&["--chunks", "3"]);
+    assert_eq!(files().count(), 2, "another text is another file");
+
+    for file in files() {
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    }
+    let output = run(COMPRESSED.folder(), &[&cached[..], &["--chunks", "2"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("remove it"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn tasks_are_answered_alike_each_time() {
+    let report = json(&["eval", "model.upg", "--tasks", "--against", "model.upg", "--json"]);
+    let tasks = report["tasks"].as_array().unwrap();
+    assert!(tasks.iter().all(|task| task["answer"].as_str().is_some_and(|answer| !answer.is_empty())));
+    for count in ["of", "same_answers"] {
+        assert_eq!(report[count], tasks.len(), "{count}");
+    }
+    let passed = tasks.iter().filter(|task| task["passed"] == true).count();
+    assert!(passed > 0, "{report}");
+    for count in ["passed", "against_passed"] {
+        assert_eq!(report[count], passed, "{count}");
+    }
+}
+
 /// What activations of 12 bits cost: the same file on the cpu machine and on the reference machine, which is plain f32.
 #[test]
 fn the_cpu_machine_says_what_the_reference_machine_says() {

@@ -112,6 +112,18 @@ pub fn make(
     (device.make)(number, weights, options, progress)
 }
 
+/// What a device is called whose name may be `auto` or lack its number.
+///
+/// # Errors
+/// [`EngineError::UnknownDevice`].
+pub fn device_name(name: &str) -> Result<String, EngineError> {
+    let (device, number) = find(name)?;
+    Ok(match device.detail {
+        Detail::One(_) => device.name.to_owned(),
+        Detail::Numbered(_) => format!("{}:{number}", device.name),
+    })
+}
+
 /// How a device keeps keys and values unless told otherwise.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ mod stop;
 mod template;
 mod tokenizer;
 
-pub use device::{DeviceInfo, Limits, devices};
+pub use device::{DeviceInfo, Limits, device_name, devices};
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
 pub use generation::{

@@ -179,10 +179,14 @@ struct Chunks<'a> {
 }
 
 impl EvalOptions {
+    /// Chunks that a text of so many tokens has, of those asked for.
+    pub fn whole_chunks(&self, tokens: usize) -> usize {
+        (tokens / self.ctx.max(1)).min(self.chunks.unwrap_or(usize::MAX))
+    }
+
     /// Tokens of a text that are scored, of as many chunks as it has of those asked for.
     pub fn scored(&self, tokens: usize) -> usize {
-        let chunks = (tokens / self.ctx.max(1)).min(self.chunks.unwrap_or(usize::MAX));
-        chunks * self.ctx.saturating_sub(1).saturating_sub(self.ctx / 2)
+        self.whole_chunks(tokens) * self.ctx.saturating_sub(1).saturating_sub(self.ctx / 2)
     }
 }
 
