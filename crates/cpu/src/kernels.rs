@@ -27,7 +27,7 @@ mod vnni;
 
 use std::ops::Range;
 
-use upg_codec::{Bits, Isa};
+use upg_codec::Isa;
 
 use crate::{layout::Layout, matrix::T8, quantize::Quantized};
 
@@ -82,16 +82,6 @@ pub(crate) fn multiply(
             _ => spread_products::several(matrix, rows, tokens, y, &mut scratch.spread),
         },
         _ => scalar::multiply(matrix, rows, tokens, y, scratch),
-    }
-}
-
-/// Appends the sum of each row's weights, for the layout whose kernels want it; `strip` are the packed codes of
-/// [`Layout::tile_rows`] rows.
-pub(crate) fn row_sums(layout: Layout, bits: Bits, cols: usize, strip: &[u8], sums: &mut Vec<i32>) {
-    match layout {
-        #[cfg(target_arch = "x86_64")]
-        Layout::LanePlanar => sums.extend(planar_x86::row_sums(bits, cols, strip)),
-        _ => (),
     }
 }
 

@@ -60,14 +60,6 @@ impl Layout {
         }
     }
 
-    /// Bytes of [`Layout::tile_rows`] rows, without slack.
-    pub(crate) fn strip_bytes(self, bits: Bits, cols: usize) -> usize {
-        match self {
-            Layout::RowOrder | Layout::Spread => self.tile_rows() * row_bytes(bits, cols),
-            Layout::LanePlanar => self.bytes(bits, TILE_ROWS, cols),
-        }
-    }
-
     /// Copies the rows `first..first + given.len() / row_bytes` of a matrix from a file's order into place; `first` is
     /// a multiple of [`Layout::tile_rows`] and `place` starts at that row.
     pub(crate) fn pack(self, bits: Bits, cols: usize, given: &[u8], place: &mut [u8]) {

@@ -6,7 +6,7 @@ use upg_pdvm::{MachineError, Tensor};
 
 use crate::{
     kernels::{self, KernelScratch},
-    layout::{Layout, row_bytes},
+    layout::Layout,
     memory::{Arena, Region},
     quantize::Quantized,
 };
@@ -36,9 +36,6 @@ pub(crate) struct T8 {
     pub cols: usize,
     /// One a row.
     pub scales: Vec<f32>,
-    /// The sum of each row's weights, where the layout's kernels want it.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "a kernel of x86-64 wants it"))]
-    pub sums: Vec<i32>,
     pub codes: Region,
 }
 
@@ -61,16 +58,9 @@ impl Matrix {
                 check(fits && scales.len() == *rows, tensor)?;
                 let (bits, cols) = (*bits, *cols);
                 let mut place = arena.take(layout.bytes(bits, *rows, cols))?;
-                let mut sums = Vec::new();
-                let strips = codes.chunks(layout.tile_rows() * row_bytes(bits, cols));
-                for (given, strip) in strips.zip(place.chunks_mut(layout.strip_bytes(bits, cols))) {
-                    layout.pack(bits, cols, given, strip);
-                    // While the cache holds them.
-                    kernels::row_sums(layout, bits, cols, strip, &mut sums);
-                }
-                sums.truncate(*rows);
+                layout.pack(bits, cols, codes, &mut place);
                 let scales = scales.iter().copied().map(f16::to_f32).collect();
-                Ok(Matrix::T8(T8 { bits, layout, rows: *rows, cols, scales, sums, codes: place.freeze() }))
+                Ok(Matrix::T8(T8 { bits, layout, rows: *rows, cols, scales, codes: place.freeze() }))
             }
             Tensor::F32 { rows, cols, data } => {
                 check(rows.checked_mul(*cols) == Some(data.len()), tensor)?;

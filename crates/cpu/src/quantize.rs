@@ -14,9 +14,6 @@ const LARGEST: i16 = 2047;
 /// Bits of the low plane.
 pub(crate) const LOW_BITS: usize = 6;
 
-/// What makes values unsigned.
-pub(crate) const LIFT: i16 = LARGEST + 1;
-
 /// A vector of activations in integers: `x[i] = unit · values[i]`, to within rounding.
 ///
 /// One float for the whole vector makes a product with integer weights exact up to one last multiplication, in whatever
@@ -29,8 +26,7 @@ pub(crate) struct Quantized {
     pub values: Vec<i16>,
     /// The values in the order in which the layout's kernel wants them.
     ordered: Vec<i16>,
-    /// The planes of `ordered`. For AVX2, whose products of bytes want an unsigned factor, of `ordered + LIFT`, both in
-    /// `0..64`; for others `2^LOW_BITS · high + low` with both in `-32..=32`.
+    /// The planes of `ordered`: `2^LOW_BITS · high + low` with both in `-32..=32`.
     pub high: Vec<i8>,
     /// See `high`.
     pub low: Vec<i8>,
@@ -76,12 +72,10 @@ impl Quantized {
         } else {
             arrange_planar(isa, &self.values, &mut self.ordered);
         }
+        split(isa, &self.ordered, &mut self.high, &mut self.low);
         if self.layout == Layout::LanePlanar && isa == Isa::Avx2 {
             self.paired.resize(cols, 0);
             pair(isa, &self.ordered, &mut self.paired);
-            split_lifted(isa, &self.ordered, &mut self.high, &mut self.low);
-        } else {
-            split(isa, &self.ordered, &mut self.high, &mut self.low);
         }
     }
 }
@@ -169,21 +163,12 @@ per_isa! {
         }
     }
 
-    /// Planes of values, both signed.
+    /// Planes of values.
     fn split(values: &[i16], high: &mut [i8], low: &mut [i8]) {
         for ((value, high), low) in values.iter().zip(high).zip(low) {
             let rounded = (value + (1 << (LOW_BITS - 1))) >> LOW_BITS;
             *high = rounded as i8;
             *low = (value - (rounded << LOW_BITS)) as i8;
-        }
-    }
-
-    /// Planes of lifted values, both unsigned.
-    fn split_lifted(values: &[i16], high: &mut [i8], low: &mut [i8]) {
-        for ((value, high), low) in values.iter().zip(high).zip(low) {
-            let lifted = value + LIFT;
-            *high = (lifted >> LOW_BITS) as i8;
-            *low = (lifted & ((1 << LOW_BITS) - 1)) as i8;
         }
     }
 }
@@ -252,12 +237,10 @@ mod tests {
                 let mut q = Quantized::new(layout, x.len());
                 q.set(isa, &x);
                 let value = |i: usize| q.values[i / CHUNK * CHUNK + column(i % CHUNK)];
-                let lift = if q.paired.is_empty() { 0 } else { LIFT };
-                let allowed = if q.paired.is_empty() { -32..=32 } else { 0..=63 };
                 assert_eq!(q.high.len(), x.len().next_multiple_of(CHUNK));
                 for (i, (high, low)) in q.high.iter().zip(&q.low).enumerate() {
-                    assert_eq!((i16::from(*high) << LOW_BITS) + i16::from(*low), value(i) + lift);
-                    assert!(allowed.contains(high) && allowed.contains(low));
+                    assert_eq!((i16::from(*high) << LOW_BITS) + i16::from(*low), value(i));
+                    assert!((-32..=32).contains(high) && (-32..=32).contains(low));
                 }
                 for (i, &paired) in q.paired.iter().enumerate() {
                     assert_eq!(paired, value(i / 4 * 4 + [0, 2, 1, 3][i % 4]));

@@ -3,16 +3,13 @@
 use std::arch::x86_64::*;
 
 use super::{planar::*, planar_x86::*};
-use crate::{
-    layout::TILE_ROWS,
-    quantize::{CHUNK, Quantized},
-};
+use crate::quantize::{CHUNK, Quantized};
 
-/// Sums of the products of eight rows (`chunks` tiles, one after the other) with the lifted activations of each of `T`
-/// tokens.
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with the activations of each of `T` tokens;
+/// weights are offset (see [`gemv_offset`]).
 ///
-/// A pair of `vpmaddubsw` is at most 2 · 63 · 127, so 16 bits hold those of two steps. Rows of up to 2^18 columns add at
-/// most 2^15 times twice that to a sum of 32 bits: it stays below 2^31.
+/// A pair of `vpmaddubsw` is at most 2 · 255 · 32, so 16 bits hold those of two steps. Rows of up to 2^18 columns add
+/// four pairs to a sum of 32 bits 2^15 times: it stays below 2^31.
 ///
 /// # Safety
 /// `tiles` points to `chunks` tiles of `K` bits a weight, and the tokens have as many chunks.
@@ -23,21 +20,23 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
     tokens: [&Quantized; T],
     tables: &Tables,
 ) -> [RowSums; T] {
+    let masks = Masks::new();
     let mut planes = tokens.map(|token| [token.high.as_ptr(), token.low.as_ptr()]);
     let mut sums = [[_mm256_setzero_si256(); 2]; T];
     for _ in 0..chunks {
         // SAFETY: the caller's tiles and activations, a chunk at a time.
         unsafe {
             super::prefetch::<K>(tiles);
+            let mut window = first_window!(tiles, K, masks);
             macro_rules! steps {
                 ($i:literal, $j:literal) => {
-                    let first = weights!(tiles, K, $i, tables);
-                    let second = weights!(tiles, K, $j, tables);
+                    let first = weights!(tiles, K, $i, tables, masks, window);
+                    let second = weights!(tiles, K, $j, tables, masks, window);
                     for (sums, planes) in sums.iter_mut().zip(&planes) {
                         for (sum, plane) in sums.iter_mut().zip(planes) {
                             let pairs = _mm256_add_epi16(
-                                _mm256_maddubs_epi16(broadcast!(plane.add(4 * $i)), first),
-                                _mm256_maddubs_epi16(broadcast!(plane.add(4 * $j)), second),
+                                _mm256_maddubs_epi16(first, broadcast!(plane.add(4 * $i))),
+                                _mm256_maddubs_epi16(second, broadcast!(plane.add(4 * $j))),
                             );
                             let pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
                             *sum = in_order(_mm256_add_epi32(*sum, pairs));
@@ -51,37 +50,6 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
         }
     }
     join(sums)
-}
-
-/// The sum of the weights of each of eight rows.
-///
-/// A pair of weights is at most 2 · 127: 16 bits hold the 32 pairs of a tile, and 32 bits the sum of a row of 2^18 columns.
-///
-/// # Safety
-/// `tiles` points to `chunks` tiles of `K` bits a weight.
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn row_sums<const K: usize>(
-    mut tiles: *const u8,
-    chunks: usize,
-    tables: &Tables,
-) -> [i32; TILE_ROWS] {
-    let mut sums = _mm256_setzero_si256();
-    for _ in 0..chunks {
-        let mut pairs = _mm256_setzero_si256();
-        // SAFETY: the caller's tiles.
-        unsafe {
-            macro_rules! step {
-                ($i:literal) => {
-                    let weights = weights!(tiles, K, $i, tables);
-                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(1), weights));
-                };
-            }
-            each_weight!(step);
-            tiles = tiles.add(VECTOR * 4 * K);
-        }
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    }
-    lanes(sums)
 }
 
 /// Keeps the compiler from mixing steps: it would have more numbers on their way than there are registers.
@@ -100,11 +68,13 @@ fn in_order(mut vector: __m256i) -> __m256i {
 /// `tile` points to a tile of `K` bits a weight, `to` to room for 64 steps.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to: *mut u8, stride: usize) {
+    let masks = Masks::new();
     // SAFETY: the caller's tile and room.
     unsafe {
+        let mut window = first_window!(tile, K, masks);
         macro_rules! step {
             ($i:literal) => {
-                let weights = weights!(tile, K, $i, tables);
+                let weights = weights!(tile, K, $i, tables, masks, window);
                 let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(weights));
                 let odd = _mm256_srai_epi16::<8>(weights);
                 _mm256_storeu_si256(to.add(2 * $i * stride).cast(), even);

@@ -25,6 +25,9 @@ pub(super) type RowSums = [i64; TILE_ROWS];
 pub(super) struct Tables {
     pub(super) low: [[u8; VECTOR]; 4],
     pub(super) high: [[u8; VECTOR]; 4],
+    /// `high[0]` for an index that is one too large, modulo 16.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) high_after: [u8; VECTOR],
 }
 
 impl Tables {
@@ -40,7 +43,12 @@ impl Tables {
                 })
             })
         };
-        Self { low: rotated(low, offset), high: rotated(high, 0) }
+        Self {
+            low: rotated(low, offset),
+            high: rotated(high, 0),
+            #[cfg(target_arch = "x86_64")]
+            high_after: std::array::from_fn(|i| high[(i + 15) % 16] as u8),
+        }
     }
 }
 

@@ -9,10 +9,7 @@ use super::{
     for_bits, neon, neon_dot, neon_plain,
     planar::{RowSums, STEP, Tables},
 };
-use crate::{
-    matrix::T8,
-    quantize::{CHUNK, PLANES, Quantized},
-};
+use crate::quantize::{CHUNK, PLANES, Quantized};
 
 /// The most tokens that [`gemv`] takes.
 pub(super) const FEW: usize = 1;
@@ -20,13 +17,13 @@ pub(super) const FEW: usize = 1;
 /// The most tokens whose sums the registers hold (with dot products: see [`multiply`]).
 pub(super) const MAX_TOKENS: usize = 5;
 
-/// What the kernels of a path want added to every weight: nothing, all multiply signed bytes.
-pub(super) fn offset(_isa: Isa) -> u8 {
+/// What [`gemv`] wants added to every weight: nothing, all multiply signed bytes.
+pub(super) fn gemv_offset(_isa: Isa) -> u8 {
     0
 }
 
-/// What is in a row's total with one token that is not its product: nothing.
-pub(super) fn surplus(_isa: Isa, _matrix: &T8, _row: usize, _token: &Quantized) -> i64 {
+/// What [`multiply`] wants added to every weight: likewise.
+pub(super) fn offset(_isa: Isa) -> u8 {
     0
 }
 

@@ -45,10 +45,6 @@ impl Buffers {
     }
 }
 
-fn tables(isa: Isa, matrix: &T8) -> Tables {
-    Tables::new(matrix.bits, arch::offset(isa))
-}
-
 /// Checks that a token has the activations that `chunks` chunks are multiplied by.
 fn check(isa: Isa, token: &Quantized, chunks: usize) {
     assert!(arch::columns(isa, token) >= chunks * CHUNK, "activations of another width");
@@ -82,14 +78,15 @@ pub(super) fn multiply(
 
 /// Few tokens: eight rows at a time, decoded in registers.
 fn few<const T: usize>(isa: Isa, matrix: &T8, rows: Range<usize>, tokens: [&Quantized; T], y: &mut [f32]) {
-    let (tables, width) = (tables(isa, matrix), rows.len());
+    let (offset, width) = (arch::gemv_offset(isa), rows.len());
+    let tables = Tables::new(matrix.bits, offset);
     for first in rows.clone().step_by(TILE_ROWS) {
         let end = rows.end.min(first + TILE_ROWS);
         let totals = totals(isa, matrix, first, tokens, &tables);
         for ((token, totals), y) in tokens.iter().zip(totals).zip(y.chunks_exact_mut(width)) {
-            let y = &mut y[first - rows.start..end - rows.start];
-            for ((row, y), total) in (first..).zip(y).zip(totals) {
-                *y = output(total - arch::surplus(isa, matrix, row, token), token.unit, matrix.scales[row]);
+            let (offset, y) = (i64::from(offset) * token.sum, &mut y[first - rows.start..end - rows.start]);
+            for ((y, total), scale) in y.iter_mut().zip(totals).zip(&matrix.scales[first..]) {
+                *y = output(total - offset, token.unit, *scale);
             }
         }
     }
@@ -123,7 +120,7 @@ fn several(
     let (chunks, width) = (matrix.cols.div_ceil(CHUNK), rows.len());
     tokens.iter().for_each(|token| check(isa, token, chunks));
     assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
-    let tables = tables(isa, matrix);
+    let tables = Tables::new(matrix.bits, arch::offset(isa));
     let Buffers { decoded, totals, .. } = buffers;
     for first in rows.clone().step_by(PAIR_ROWS) {
         totals.clear();

@@ -2,17 +2,17 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
+pub(super) use upg_codec::GROUP;
 use upg_codec::{Bits, Isa};
 
 use super::{
     avx2, for_bits,
-    planar::{RowSums, STEP, Tables, VECTOR},
+    planar::{RowSums, STEP, Tables},
     vnni,
 };
 use crate::{
     layout::TILE_ROWS,
-    matrix::T8,
-    quantize::{CHUNK, LIFT, LOW_BITS, PLANES, Quantized},
+    quantize::{CHUNK, LOW_BITS, PLANES, Quantized},
 };
 
 /// The most tokens that [`gemv`] takes: with four, decoding once for [`multiply`] is as fast.
@@ -21,21 +21,17 @@ pub(super) const FEW: usize = 3;
 /// The most tokens that [`multiply`] takes: their sums stay in registers.
 pub(super) const MAX_TOKENS: usize = 6;
 
-/// What weights are offset by where an instruction wants them unsigned.
+/// What makes weights unsigned, as one factor of a product of bytes has to be.
 const OFFSET: u8 = 128;
 
-/// What the kernels of a path want added to every weight.
-pub(super) fn offset(isa: Isa) -> u8 {
-    if isa == Isa::AvxVnni { OFFSET } else { 0 }
+/// What [`gemv`] wants added to every weight.
+pub(super) fn gemv_offset(_isa: Isa) -> u8 {
+    OFFSET
 }
 
-/// What is in a row's total with one token that is not its product: the offset on every weight, or the lift of every
-/// activation.
-pub(super) fn surplus(isa: Isa, matrix: &T8, row: usize, token: &Quantized) -> i64 {
-    match isa {
-        Isa::AvxVnni => i64::from(OFFSET) * token.sum,
-        _ => i64::from(LIFT) * i64::from(matrix.sums[row]),
-    }
+/// What [`multiply`] wants added to every weight: nothing on AVX2, which multiplies many tokens in 16 bits.
+pub(super) fn offset(isa: Isa) -> u8 {
+    if isa == Isa::AvxVnni { OFFSET } else { 0 }
 }
 
 /// Columns that a token has activations for, in all forms that the kernels of a path read.
@@ -71,16 +67,6 @@ pub(super) unsafe fn gemv<const T: usize>(
     }
 }
 
-/// The sum of the weights of each of the rows of a strip of tiles, those beyond the rows' end included. The processor
-/// has AVX2: this layout is for no other.
-pub(super) fn row_sums(bits: Bits, cols: usize, strip: &[u8]) -> [i32; TILE_ROWS] {
-    let chunks = cols.div_ceil(CHUNK);
-    let strip = &strip[..chunks * 4 * bits.get() * VECTOR];
-    let tables = Tables::new(bits, 0);
-    // SAFETY: the slice holds as many tiles; the processor's instructions as above.
-    unsafe { for_bits!(bits, avx2::row_sums(strip.as_ptr(), chunks, &tables)) }
-}
-
 /// Decodes a tile for [`multiply`]: [`chunk_steps`] steps, [`STEP`] bytes apart.
 ///
 /// # Safety
@@ -96,7 +82,6 @@ pub(super) unsafe fn decode(isa: Isa, bits: Bits, tile: *const u8, tables: &Tabl
 }
 
 /// Adds the products of a decoded span (its chunks) of two tiles, side by side, with `T` tokens to the tokens' totals.
-/// Activations are not lifted here: AVX2 multiplies many tokens in 16 bits.
 ///
 /// # Safety
 /// `decoded` points to the span's steps, the tokens have its chunks, and the processor has `isa`.
@@ -146,38 +131,149 @@ pub(super) fn shift_right(bytes: __m256i, by: usize) -> __m256i {
         1 => _mm256_srli_epi16::<1>(bytes),
         2 => _mm256_srli_epi16::<2>(bytes),
         3 => _mm256_srli_epi16::<3>(bytes),
-        _ => _mm256_srli_epi16::<4>(bytes),
+        4 => _mm256_srli_epi16::<4>(bytes),
+        5 => _mm256_srli_epi16::<5>(bytes),
+        6 => _mm256_srli_epi16::<6>(bytes),
+        _ => _mm256_srli_epi16::<7>(bytes),
     }
 }
 
-/// The look-up of the nibble at ring bit `$offset` (a constant once compiled).
+/// `bytes << by`, likewise.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn shift_left(bytes: __m256i, by: usize) -> __m256i {
+    match by {
+        1 => _mm256_slli_epi16::<1>(bytes),
+        2 => _mm256_slli_epi16::<2>(bytes),
+        3 => _mm256_slli_epi16::<3>(bytes),
+        _ => _mm256_slli_epi16::<4>(bytes),
+    }
+}
+
+/// The look-up of the nibble at ring bit `$offset` (a constant once compiled). Bits 4 to 6 of an index are ignored, so a
+/// mask may have bit 4.
 macro_rules! look_up {
-    ($tile:expr, $bits:expr, $offset:expr, $tables:expr) => {{
+    ($tile:expr, $bits:expr, $offset:expr, $tables:expr, $masks:expr) => {{
         let (byte, bit) = ($offset / 8 % (4 * $bits), $offset % 8);
         let first = load!($tile.add(VECTOR * byte));
         if bit <= 4 {
-            let index = _mm256_and_si256(shift_right(first, bit), _mm256_set1_epi8(15));
+            let index = _mm256_and_si256(shift_right(first, bit), $masks.lowest[5]);
             _mm256_shuffle_epi8(load!($tables[0].as_ptr()), index)
         } else {
             let second = load!($tile.add(VECTOR * ((byte + 1) % (4 * $bits))));
-            let from_second = (1 << (bit - 4)) - 1;
             let index = _mm256_or_si256(
-                _mm256_and_si256(_mm256_srli_epi16::<4>(first), _mm256_set1_epi8(15 & !from_second)),
-                _mm256_and_si256(second, _mm256_set1_epi8(from_second)),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(first), $masks.rest[bit - 4]),
+                _mm256_and_si256(second, $masks.lowest[bit - 4]),
             );
             _mm256_shuffle_epi8(load!($tables[bit - 4].as_ptr()), index)
         }
     }};
 }
 
-/// Weight `$i` of the 32 groups of a tile.
-macro_rules! weights {
-    ($tile:expr, $bits:expr, $i:expr, $tables:expr) => {
-        _mm256_add_epi8(
-            look_up!($tile, $bits, $bits * $i, $tables.low),
-            look_up!($tile, $bits, $bits * $i + 4, $tables.high),
-        )
+/// Whether weight `i` has a [`window!`].
+///
+/// At 3 bits a weight, the high nibble of weight `i - 1` begins one bit behind the low one of weight `i`. So five bits, cut
+/// out once, serve both: as they are (the look-up ignores bits 4 to 6 of an index) and shifted by one, which `vpavgb`
+/// does within bytes, at no cost for masks. Where the nibbles are easily had by themselves, they are cheaper so.
+pub(super) const fn has_window(bits: usize, i: usize) -> bool {
+    bits == 3 && !matches!(i % 8, 4 | 5)
+}
+
+/// What [`weights!`] needs beside the tables. The compiler knows none of it: known masks it would make anew for each use.
+#[derive(Clone, Copy)]
+pub(super) struct Masks {
+    /// The lowest one to five bits, from index 1 on.
+    pub(super) lowest: [__m256i; 6],
+    /// The lowest five without the lowest none to four.
+    pub(super) rest: [__m256i; 5],
+    /// One.
+    pub(super) one: __m256i,
+}
+
+impl Masks {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn new() -> Self {
+        let repeat = |byte: i8| opaque(_mm256_set1_epi8(byte));
+        let [none, five] = [repeat(0), repeat(31)];
+        Self {
+            lowest: [none, repeat(1), repeat(3), repeat(7), repeat(15), five],
+            rest: [five, repeat(30), repeat(28), repeat(24), repeat(16)],
+            one: repeat(1),
+        }
+    }
+}
+
+/// The same vector, of which the compiler knows nothing.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn opaque(mut vector: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(pure, nomem, nostack, preserves_flags))
     };
+    vector
+}
+
+/// `bytes / 2 + 1`, within bytes, given ones. In assembly, since compilers take the intrinsic apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn half_and_one(bytes: __m256i, ones: __m256i) -> __m256i {
+    let mut halves;
+    // SAFETY: the instruction is AVX2's; it touches no memory.
+    unsafe {
+        std::arch::asm!(
+            "vpavgb {halves}, {bytes}, {ones}",
+            halves = lateout(ymm_reg) halves,
+            bytes = in(ymm_reg) bytes,
+            ones = in(ymm_reg) ones,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    halves
+}
+
+/// The five bits of the ring from the low nibble of weight `$i` on, as the lowest bits of bytes whose other ones are zero.
+macro_rules! window {
+    ($tile:expr, $bits:expr, $i:expr, $masks:expr) => {{
+        let (byte, bit) = ($bits * $i / 8, $bits * $i % 8);
+        let first = shift_right(load!($tile.add(VECTOR * byte)), bit);
+        if bit <= 3 {
+            _mm256_and_si256(first, $masks.lowest[5])
+        } else {
+            let second = shift_left(load!($tile.add(VECTOR * ((byte + 1) % (4 * $bits)))), 8 - bit);
+            _mm256_or_si256(
+                _mm256_and_si256(first, $masks.lowest[8 - bit]),
+                _mm256_and_si256(second, $masks.rest[8 - bit]),
+            )
+        }
+    }};
+}
+
+/// What [`weights!`] wants to have been left by the weight before, for the first one of a tile.
+macro_rules! first_window {
+    ($tile:expr, $bits:expr, $masks:expr) => {
+        if has_window($bits, 0) { window!($tile, $bits, 0, $masks) } else { _mm256_setzero_si256() }
+    };
+}
+
+/// Weight `$i` of the 32 groups of a tile. `$window` is the weight's [`window!`], where it has one, and becomes the next
+/// weight's.
+macro_rules! weights {
+    ($tile:expr, $bits:expr, $i:expr, $tables:expr, $masks:expr, $window:ident) => {{
+        let low = if has_window($bits, $i) {
+            _mm256_shuffle_epi8(load!($tables.low[0].as_ptr()), $window)
+        } else {
+            look_up!($tile, $bits, $bits * $i, $tables.low, $masks)
+        };
+        let high = if has_window($bits, $i + 1) {
+            $window = window!($tile, $bits, (($i + 1) % GROUP), $masks);
+            _mm256_shuffle_epi8(load!($tables.high_after.as_ptr()), half_and_one($window, $masks.one))
+        } else {
+            look_up!($tile, $bits, $bits * $i + 4, $tables.high, $masks)
+        };
+        _mm256_add_epi8(low, high)
+    }};
 }
 
 /// Calls a macro for each two neighbouring weights of a group.
@@ -202,7 +298,7 @@ macro_rules! each_two_weights {
     };
 }
 
-pub(super) use {broadcast, each_two_weights, load, look_up, weights};
+pub(super) use {broadcast, each_two_weights, first_window, load, look_up, weights, window};
 
 /// The sums of products with values from those with their planes, in the order of rows.
 #[inline]
@@ -220,7 +316,7 @@ pub(super) fn join<const T: usize>(sums: [[__m256i; 2]; T]) -> [RowSums; T] {
 /// The lanes of a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn lanes(vector: __m256i) -> [i32; TILE_ROWS] {
+fn lanes(vector: __m256i) -> [i32; TILE_ROWS] {
     let mut lanes = [0; TILE_ROWS];
     // SAFETY: the array is as large as the vector.
     unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };

@@ -1,5 +1,5 @@
 //! The lane-planar kernels with AVX-VNNI, whose `vpdpbusd` wants unsigned weights: they are offset
-//! (see [`offset`]), and what that adds is taken off again at the end.
+//! (see [`gemv_offset`]), and what that adds is taken off again at the end.
 
 use std::arch::x86_64::*;
 
@@ -20,15 +20,17 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
     tokens: [&Quantized; T],
     tables: &Tables,
 ) -> [RowSums; T] {
+    let masks = Masks::new();
     let planes = tokens.map(|token| [token.high.as_ptr(), token.low.as_ptr()]);
     let mut sums = [[_mm256_setzero_si256(); 2]; T];
     for chunk in 0..chunks {
         // SAFETY: the caller's tiles and activations, a chunk at a time.
         unsafe {
             super::prefetch::<K>(tiles);
+            let mut window = first_window!(tiles, K, masks);
             macro_rules! step {
                 ($i:literal) => {
-                    let weights = weights!(tiles, K, $i, tables);
+                    let weights = weights!(tiles, K, $i, tables, masks, window);
                     for (sums, planes) in sums.iter_mut().zip(&planes) {
                         for (sum, plane) in sums.iter_mut().zip(planes) {
                             let activations = broadcast!(plane.add(chunk * CHUNK + 4 * $i));
@@ -50,11 +52,13 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
 /// `tile` points to a tile of `K` bits a weight, `to` to room for 32 steps.
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to: *mut u8, stride: usize) {
+    let masks = Masks::new();
     // SAFETY: the caller's tile and room.
     unsafe {
+        let mut window = first_window!(tile, K, masks);
         macro_rules! step {
             ($i:literal) => {
-                _mm256_storeu_si256(to.add($i * stride).cast(), weights!(tile, K, $i, tables));
+                _mm256_storeu_si256(to.add($i * stride).cast(), weights!(tile, K, $i, tables, masks, window));
             };
         }
         each_weight!(step);
