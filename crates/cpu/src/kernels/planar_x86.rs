@@ -184,8 +184,8 @@ pub(super) const fn has_window(bits: usize, i: usize) -> bool {
 pub(super) struct Masks {
     /// The lowest one to five bits, from index 1 on.
     pub(super) lowest: [__m256i; 6],
-    /// The lowest five without the lowest none to four.
-    pub(super) rest: [__m256i; 5],
+    /// The lowest five without the lowest none to three.
+    pub(super) rest: [__m256i; 4],
     /// One.
     pub(super) one: __m256i,
 }
@@ -198,7 +198,7 @@ impl Masks {
         let [none, five] = [repeat(0), repeat(31)];
         Self {
             lowest: [none, repeat(1), repeat(3), repeat(7), repeat(15), five],
-            rest: [five, repeat(30), repeat(28), repeat(24), repeat(16)],
+            rest: [five, repeat(30), repeat(28), repeat(24)],
             one: repeat(1),
         }
     }
@@ -241,10 +241,12 @@ macro_rules! window {
         if bit <= 3 {
             _mm256_and_si256(first, $masks.lowest[5])
         } else {
-            let second = shift_left(load!($tile.add(VECTOR * ((byte + 1) % (4 * $bits)))), 8 - bit);
+            let from_first = 8 - bit;
+            let second = load!($tile.add(VECTOR * ((byte + 1) % (4 * $bits))));
+            let second = _mm256_and_si256(second, $masks.lowest[5 - from_first]);
             _mm256_or_si256(
-                _mm256_and_si256(first, $masks.lowest[8 - bit]),
-                _mm256_and_si256(second, $masks.rest[8 - bit]),
+                _mm256_and_si256(first, $masks.lowest[from_first]),
+                shift_left(second, from_first),
             )
         }
     }};
