@@ -17,19 +17,16 @@ use upg_pdvm::{
 const PROMPTS: usize = 3;
 
 /// The table's lines.
-const NAMES: [&str; 7] = ["embed", "norm, q, k, v", "attention", "output", "gate, up", "down", "head (one token)"];
+const NAMES: [&str; 7] =
+    ["embed", "norm, q, k, v", "attention", "output", "gate, up", "down", "head (one token)"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let argument = |i, default| std::env::args().nth(i).map_or(Ok(default), |a| a.parse::<usize>());
     let (layers, threads, tokens) = (argument(1, 2)?, argument(2, 2)?, argument(3, 512)?);
     let config = ModelConfig { layers, ..phi4() };
     let weights = Synthetic::new(config.clone(), ten_to_one, 1);
-    let options = MachineOptions {
-        context: tokens,
-        threads: Some(threads),
-        max_batch: tokens,
-        ..Default::default()
-    };
+    let options =
+        MachineOptions { context: tokens, threads: Some(threads), max_batch: tokens, ..Default::default() };
     let isa = Isa::from_env()?;
     let mut machine = CpuMachine::new(&weights, &options, isa, &mut |_| ())?;
     let mut logits = vec![0.0; config.vocab];
