@@ -86,29 +86,34 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 }
 
 /// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
+/// Meanwhile as many activations at `ahead` are fetched.
 ///
 /// Weights of 16 bits meet values of 12: a step adds at most 2 · 127 · 2047 to a sum, so those of a span stay far below
 /// 2^31.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps of two vectors, `activations` to `steps` dwords each, no more than a span has.
+/// `decoded` points to `steps` steps (a multiple of [`LINE_STEPS`]) of two vectors, `activations` to `steps` dwords each, no more than a span has.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn tokens<const T: usize>(
     decoded: *const u8,
     steps: usize,
     activations: [*const u8; T],
+    ahead: [*const u8; T],
     totals: &mut [PairTotals; T],
 ) {
     let mut sums = [[_mm256_setzero_si256(); 2]; T];
-    for step in 0..steps {
-        // SAFETY: the caller's decoded weights and activations, a step at a time.
-        unsafe {
-            let weights =
-                [load!(decoded.add(2 * step * VECTOR)), load!(decoded.add((2 * step + 1) * VECTOR))];
-            for (sums, activations) in sums.iter_mut().zip(activations) {
-                let pairs = broadcast!(activations.add(4 * step));
-                for (sum, weights) in sums.iter_mut().zip(weights) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(weights, pairs));
+    for line in (0..steps).step_by(LINE_STEPS) {
+        prefetch_each(ahead, 4 * line);
+        for step in line..line + LINE_STEPS {
+            // SAFETY: the caller's decoded weights and activations, a step at a time.
+            unsafe {
+                let weights =
+                    [load!(decoded.add(2 * step * VECTOR)), load!(decoded.add((2 * step + 1) * VECTOR))];
+                for (sums, activations) in sums.iter_mut().zip(activations) {
+                    let pairs = broadcast!(activations.add(4 * step));
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(weights, pairs));
+                    }
                 }
             }
         }

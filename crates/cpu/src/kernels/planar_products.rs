@@ -188,10 +188,10 @@ fn multiply_span(
         let (now, later) = tokens.split_at(count);
         let (now_totals, later_totals) = totals.split_at_mut(count);
         match count {
-            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(isa, decoded, now, span.clone(), now_totals),
-            4 => multiply_tokens::<4>(isa, decoded, now, span.clone(), now_totals),
-            2 => multiply_tokens::<2>(isa, decoded, now, span.clone(), now_totals),
-            _ => multiply_tokens::<1>(isa, decoded, now, span.clone(), now_totals),
+            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(isa, decoded, [now, later], span.clone(), now_totals),
+            4 => multiply_tokens::<4>(isa, decoded, [now, later], span.clone(), now_totals),
+            2 => multiply_tokens::<2>(isa, decoded, [now, later], span.clone(), now_totals),
+            _ => multiply_tokens::<1>(isa, decoded, [now, later], span.clone(), now_totals),
         }
         (tokens, totals) = (later, later_totals);
     }
@@ -200,16 +200,18 @@ fn multiply_span(
 fn multiply_tokens<const T: usize>(
     isa: Isa,
     decoded: &[u8; DECODED],
-    tokens: &[Quantized],
+    [now, later]: [&[Quantized]; 2],
     span: Range<usize>,
     totals: &mut [arch::PairTotals],
 ) {
-    let (Ok(tokens), Ok(totals)) =
-        (<&[Quantized; T]>::try_from(tokens), <&mut [arch::PairTotals; T]>::try_from(totals))
+    let (Ok(now), Ok(totals)) =
+        (<&[Quantized; T]>::try_from(now), <&mut [arch::PairTotals; T]>::try_from(totals))
     else {
         return;
     };
+    let now = now.each_ref();
+    let ahead = std::array::from_fn(|i| later.get(i).unwrap_or(now[i]));
     // SAFETY: `decode_span` has written the steps, `check` has counted the activations, and an `Isa` is chosen only where
     // the processor has it.
-    unsafe { arch::multiply(isa, decoded.as_ptr(), tokens.each_ref(), span, totals) };
+    unsafe { arch::multiply(isa, decoded.as_ptr(), [now, ahead], span, totals) };
 }

@@ -82,27 +82,40 @@ pub(super) unsafe fn decode(isa: Isa, bits: Bits, tile: *const u8, tables: &Tabl
 }
 
 /// Adds the products of a decoded span (its chunks) of two tiles, side by side, with `T` tokens to the tokens' totals.
+/// Those that come next (their activations are fetched meanwhile) have the span's chunks as well.
 ///
 /// # Safety
 /// `decoded` points to the span's steps, the tokens have its chunks, and the processor has `isa`.
 pub(super) unsafe fn multiply<const T: usize>(
     isa: Isa,
     decoded: *const u8,
-    tokens: [&Quantized; T],
+    [tokens, ahead]: [[&Quantized; T]; 2],
     span: Range<usize>,
     totals: &mut [PairTotals; T],
 ) {
     let steps = span.len() * chunk_steps(isa);
     if isa != Isa::AvxVnni {
-        let activations = tokens.map(|token| token.paired[span.start * CHUNK..].as_ptr().cast());
+        let of = |token: &Quantized| token.paired[span.start * CHUNK..].as_ptr().cast();
         // SAFETY: the caller's; there are two activations a step.
-        unsafe { avx2::tokens(decoded, steps, activations, totals) };
+        unsafe { avx2::tokens(decoded, steps, tokens.map(of), ahead.map(of), totals) };
         return;
     }
     for plane in PLANES {
-        let activations = tokens.map(|token| plane.of(token)[span.start * CHUNK..].as_ptr().cast());
+        let of = |token: &Quantized| plane.of(token)[span.start * CHUNK..].as_ptr().cast();
         // SAFETY: as above, with four activations a step.
-        unsafe { vnni::tokens(decoded, steps, activations, plane.worth(), totals) };
+        unsafe { vnni::tokens(decoded, steps, tokens.map(of), ahead.map(of), plane.worth(), totals) };
+    }
+}
+
+/// Steps whose activations fill a line of the cache.
+pub(super) const LINE_STEPS: usize = 16;
+
+/// Prefetches the line of each of `starts`, `offset` bytes on: between the tokens of a prompt the hardware sees no stream.
+#[inline(always)]
+pub(super) fn prefetch_each<const T: usize>(starts: [*const u8; T], offset: usize) {
+    for start in starts {
+        // SAFETY: a prefetch may have any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset).cast()) };
     }
 }
 
