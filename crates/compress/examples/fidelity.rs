@@ -59,7 +59,7 @@ enum Command {
 struct Text {
     /// The checkpoint.
     source: PathBuf,
-    /// The text.
+    /// The text; or `OUT.part.text`, where `upg compress -o OUT` has written one.
     text: PathBuf,
     /// Tokens a sequence.
     #[arg(long, default_value_t = 512)]
@@ -69,12 +69,25 @@ struct Text {
     sequences: usize,
 }
 
+/// What `upg compress` keeps of a text that the model wrote, `OUT.part.text`.
+#[derive(serde::Deserialize)]
+struct Kept {
+    tokens: Vec<u32>,
+}
+
 impl Text {
     fn open(&self) -> anyhow::Result<(Box<dyn Checkpoint>, Calibration)> {
         let checkpoint = upg_checkpoint::open(&self.source)?;
         let tokenizer = Tokenizer::from_bytes(checkpoint.tokenizer_json()).map_err(|e| anyhow!(e))?;
         let text = fs::read_to_string(&self.text).context("cannot read the text")?;
         let wanted = self.ctx * self.sequences;
+        if let Ok(kept) = serde_json::from_str::<Kept>(&text) {
+            let tokens = kept.tokens.into_iter().take(wanted).collect();
+            return Ok((
+                checkpoint,
+                Calibration { tokens, ctx: self.ctx, source: "written by the model".into() },
+            ));
+        }
         // Tokenizing takes long, and few tokens have more than eight characters.
         let text: String = text.chars().take(8 * wanted).collect();
         let encoding = tokenizer.encode(text, false).map_err(|e| anyhow!(e))?;

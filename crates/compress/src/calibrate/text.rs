@@ -9,7 +9,7 @@ use crate::CompressError;
 pub(crate) const HELD_OUT: usize = 8;
 
 /// Tokens that sensitivities are measured on: they need fewer than Hessians.
-const SENSED: usize = 1024;
+const SENSED: usize = 2048;
 
 /// How calibration runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
