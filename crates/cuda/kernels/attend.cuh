@@ -159,8 +159,7 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
             for (int j = 0; j < HEAD_WORDS; j++)
                 if (32 * j + lane < D) q[row * D + 32 * j + lane] = v[j] * scale;
         } else {
-            keep(v, now(is_value));
-            keep(v, cached(run, in.layer, is_value, kv, position));
+            keep(v, now(is_value), cached(run, in.layer, is_value, kv, position));
         }
     }
     __syncthreads();
@@ -196,14 +195,25 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
         const float value_scale = value.scale();
         t += WARPS * TOKENS;
         ask(t);
+        bool grows = false;
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) grows |= seen && scores[h] > most[h];
+        // A new largest score becomes rare soon.
+        if (__any_sync(~0u, grows)) {
+#pragma unroll
+            for (int h = 0; h < HEADS; h++) {
+                const float largest = seen ? fmaxf(most[h], scores[h]) : most[h], keep = exp2f(most[h] - largest);
+                most[h] = largest; sum[h] *= keep;
+#pragma unroll
+                for (int i = 0; i < 8; i++) o[h][i] *= keep;
+            }
+        }
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
-            const float s = seen ? scores[h] : -1e30f;
-            const float largest = fmaxf(most[h], s), keep = exp2f(most[h] - largest), weight = seen ? exp2f(s - largest) : 0.f;
-            most[h] = largest; sum[h] = sum[h] * keep + weight;
-            const float scaled = weight * value_scale;
+            const float weight = seen ? exp2f(scores[h] - most[h]) : 0.f, scaled = weight * value_scale;
+            sum[h] += weight;
 #pragma unroll
-            for (int i = 0; i < 8; i++) o[h][i] = two_products(o[h][i], keep, scaled, v[i]);
+            for (int i = 0; i < 8; i++) o[h][i] = __fmaf_rn(scaled, v[i], o[h][i]);
         }
     }
     __syncthreads();   // all are done with `now`, where results are merged

@@ -104,8 +104,8 @@ __device__ __forceinline__ void head_hadamard(Head& v) {
     for (int j = 0; j < HEAD_WORDS; j++) v[j] *= norm;
 }
 
-// Keeps a head, turned and transformed, in a row.
-__device__ __forceinline__ void keep(const Head& v, const Kept& row) {
+// Keeps a head, turned and transformed, in some rows.
+template <class... Rows> __device__ __forceinline__ void keep(const Head& v, const Rows&... rows) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < HEAD_WORDS; j++) {
@@ -115,10 +115,12 @@ __device__ __forceinline__ void keep(const Head& v, const Kept& row) {
         const float largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(fabsf(v[j]))));
         const u16 scale = float_to_half(fminf(largest / 127.f, 65504.f));
         const float kept = half_to_float(scale), inverse = kept > 1.f / 3e38f ? 1.f / kept : 0.f;
-        if (d < HEAD_DIM) row.codes[d] = (char)max(-127, min(127, __float2int_rn(v[j] * inverse)));
-        if (lane == 0) row.scales[j] = scale;
+        const char code = (char)max(-127, min(127, __float2int_rn(v[j] * inverse)));
+        if (d < HEAD_DIM) ((rows.codes[d] = code), ...);
+        if (lane == 0) ((rows.scales[j] = scale), ...);
 #else
-        if (d < HEAD_DIM) reinterpret_cast<u16*>(row.codes)[d] = float_to_half(v[j]);
+        const u16 half = float_to_half(v[j]);
+        if (d < HEAD_DIM) ((reinterpret_cast<u16*>(rows.codes)[d] = half), ...);
 #endif
     }
 }
