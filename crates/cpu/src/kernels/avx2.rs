@@ -92,7 +92,8 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 /// 2^31.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps (a multiple of [`LINE_STEPS`]) of two vectors, `activations` to `steps` dwords each, no more than a span has.
+/// `decoded` points to `steps` steps (a multiple of [`LINE_STEPS`]) of two vectors, `activations` to `steps` dwords each, no
+/// more than a span has.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn tokens<const T: usize>(
     decoded: *const u8,
