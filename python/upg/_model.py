@@ -329,8 +329,8 @@ def load(
         device: As :func:`upg.devices` lists them; ``auto``: the first of them.
         threads: Threads of the CPU; ``None``: one a core.
         context: Tokens that prompt and answer may have together; ``None``: 4,096, or what the model allows.
-        kv: How keys and values are kept: ``"f32"``, ``"f16"``, ``"q8"`` or ``"q4"`` (8 and 4 bits; on the CPU);
-            ``None``: the device's usual kind.
+        kv: How keys and values are kept: ``"f16"``, ``"q8"`` (8 bits; on the CPU and with CUDA), ``"q4"`` (4 bits) or
+            ``"f32"`` (both on the CPU); ``None``: the device's usual kind.
         sequences: Answers under way at once, each with a context of its own. See :class:`Model`.
         max_batch: Tokens of a prompt in one run of the machine: fewer take less memory and are interrupted sooner.
         progress: ``True``: a line on standard error; a function: gets ``"Loading"`` and the fraction done, 0 to 1.

@@ -76,7 +76,7 @@ pub struct DeviceArgs {
     /// Threads of the CPU [default: one a core]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
-    /// How keys and values are kept: f32, f16, q8 or q4 (8 and 4 bits; on the CPU) [default: the device's usual kind]
+    /// How keys and values are kept: f16, q8 (8 bits; on the CPU and with CUDA), q4 (4 bits) or f32 (both on the CPU) [default: the device's usual kind]
     #[arg(long, value_name = "KIND")]
     pub kv: Option<KvKind>,
 }
