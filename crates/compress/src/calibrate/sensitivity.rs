@@ -12,7 +12,7 @@ use upg_format::{TensorKind, TensorName};
 use upg_pdvm::rotation::SplitMix64;
 
 use super::{
-    cost::Cost,
+    cost::{Moments, gradients},
     forward::{Activations, Forward, Layer, MATRICES},
     head::Head,
     ldlq::values,
@@ -29,6 +29,14 @@ const PROBE: Bits = Bits::B3;
 const EARLY: usize = 8;
 
 const MLP: [TensorKind; 3] = [TensorKind::Gate, TensorKind::Up, TensorKind::Down];
+
+/// Matrices that are applied to the same input.
+const SHARED: [&[TensorKind]; 4] = [
+    &[TensorKind::Q, TensorKind::K, TensorKind::V],
+    &[TensorKind::O],
+    &[TensorKind::Gate, TensorKind::Up],
+    &[TensorKind::Down],
+];
 
 /// Tokens whose logits one task holds.
 const TASK_TOKENS: usize = 32;
@@ -50,11 +58,11 @@ pub fn sensitivities(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Sensitivities, CompressError> {
+    let text = text.sensed(folded.config())?;
     let forward = Forward::new(folded.config(), text.ctx);
-    let tokens = text.sensed(&forward.config)?;
     let mut sensing = Sensing {
         folded,
-        tokens,
+        tokens: &text.tokens,
         streams: Vec::new(),
         probe: Vec::new(),
         expected: 0.0,
@@ -73,6 +81,29 @@ pub fn sensitivities(
         Some((name, _)) => Err(CompressError::Activations(*name)),
         None => Ok(Sensitivities::measured(sensing.found)),
     }
+}
+
+/// What one sequence's way back through a layer leaves, in the order of [`MATRICES`].
+#[derive(Default)]
+struct Passed {
+    /// What the first of the matrices that share an input is applied to.
+    inputs: [Vec<f32>; 7],
+    /// See [`gradients`].
+    gradients: [Vec<f32>; 7],
+}
+
+impl Passed {
+    fn see(&mut self, kind: TensorKind, input: &[f32], gradient: &[f32], powers: &[Vec<f64>; 7]) {
+        let at = position(kind);
+        if SHARED.iter().any(|kinds| kinds[0] == kind) {
+            self.inputs[at] = input.to_vec();
+        }
+        self.gradients[at] = gradients(gradient, &powers[at]);
+    }
+}
+
+fn position(kind: TensorKind) -> usize {
+    MATRICES.iter().position(|k| *k == kind).unwrap_or_else(|| panic!("{kind:?} is no matrix of a layer"))
 }
 
 /// Measuring under way.
@@ -142,9 +173,7 @@ impl Sensing<'_> {
             .collect();
         let (gradients, weights): (Vec<Activations>, Vec<Vec<f64>>) = found.into_iter().unzip();
         let (gradient, weights) = (gradients.concat(), weights.concat());
-        let sequences = input.par_chunks(self.forward.ctx * hidden).zip(weights.par_chunks(self.forward.ctx));
-        let costs: Vec<f64> = sequences.map(|(input, weights)| Cost::apart(input, weights).fed).collect();
-        let harm = costs.iter().sum();
+        let harm = Moments::new(&input, hidden, self.forward.ctx).apart(&weights).fed;
         let kind = if self.forward.config.tied_embeddings { TensorKind::Embed } else { TensorKind::Head };
         self.found.push((TensorName::global(kind), self.mean(harm)));
         let probe = head.input(&self.forward, &std::mem::take(&mut self.probe));
@@ -161,23 +190,29 @@ impl Sensing<'_> {
                 row_powers(layer.matrix(kind), TensorName::new(index, kind).shape(&self.forward.config)[1])
             });
             let sequences = x.par_chunks(width).zip(gradient.par_chunks_mut(width));
-            let costs: Vec<[Cost; 7]> = sequences
+            let passed: Vec<Passed> = sequences
                 .map(|(x, gradient)| {
-                    let mut costs = [Cost::default(); 7];
+                    let mut passed = Passed::default();
                     self.forward.layer_back(&layer, x, gradient, &mut |kind, input, g| {
-                        for (i, cost) in costs.iter_mut().enumerate().filter(|(i, _)| MATRICES[*i] == kind) {
-                            *cost = Cost::new(input, g, &powers[i]);
-                        }
+                        passed.see(kind, input, g, &powers);
                     });
-                    costs
+                    passed
                 })
                 .collect();
-            for (i, kind) in MATRICES.into_iter().enumerate() {
-                let sum = |cost: fn(&Cost) -> f64| costs.iter().map(|costs| cost(&costs[i])).sum();
-                let [plain, fed] = [sum(|cost| cost.plain), sum(|cost| cost.fed)].map(|harm| self.mean(harm));
-                self.found.push((TensorName::new(index, kind), fed));
-                if MLP.contains(&kind) && is_early(index, layers) {
-                    self.expected += plain * relative_error(PROBE);
+            drop(layer);
+            for kinds in SHARED {
+                let first = position(kinds[0]);
+                let input: Vec<f32> =
+                    passed.iter().flat_map(|passed| &passed.inputs[first]).copied().collect();
+                let moments = Moments::new(&input, input.len() / self.tokens.len(), self.forward.ctx);
+                for kind in kinds {
+                    let cost = moments
+                        .cost(passed.iter().map(|passed| passed.gradients[position(*kind)].as_slice()));
+                    let [plain, fed] = [cost.plain, cost.fed].map(|harm| self.mean(harm));
+                    self.found.push((TensorName::new(index, *kind), fed));
+                    if MLP.contains(kind) && is_early(index, layers) {
+                        self.expected += plain * relative_error(PROBE);
+                    }
                 }
             }
             self.step(1.0 - 0.6 * index as f64 / layers as f64)?;

@@ -11,6 +11,10 @@ pub(crate) const HELD_OUT: usize = 8;
 /// Tokens that sensitivities are measured on: they need fewer than Hessians.
 const SENSED: usize = 2048;
 
+/// The most of them that stand in one sequence: the beginnings of many texts say more than a few long ones, which come to
+/// repeat themselves where the model writes them.
+const SENSED_CTX: usize = 128;
+
 /// How calibration runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Calibration {
@@ -63,10 +67,17 @@ impl Calibration {
         Ok((tokens, learning.len() * self.ctx))
     }
 
-    /// Whole sequences to measure sensitivities on, from the start of the text.
-    pub(crate) fn sensed(&self, config: &ModelConfig) -> Result<&[u32], CompressError> {
+    /// What sensitivities are measured on: shorter sequences, from the beginnings of sequences all over the text; of few ones,
+    /// from what follows too.
+    pub(crate) fn sensed(&self, config: &ModelConfig) -> Result<Self, CompressError> {
         let tokens = whole_sequences(&self.tokens, self.ctx, config.vocab)?;
-        Ok(&tokens[..tokens.len().min(SENSED.next_multiple_of(self.ctx))])
+        let ctx = self.ctx.min(SENSED_CTX);
+        let (wanted, sequences) = (SENSED / ctx, tokens.len() / self.ctx);
+        let spread = sequences.min(wanted);
+        let begins = (0..self.ctx / ctx)
+            .flat_map(|piece| (0..spread).map(move |i| i * sequences / spread * self.ctx + piece * ctx));
+        let tokens = begins.take(wanted).flat_map(|begin| &tokens[begin..begin + ctx]).copied().collect();
+        Ok(Self { tokens, ctx, source: self.source.clone() })
     }
 
     /// About the bytes that calibrating a model on this text holds, the most at once.
@@ -98,6 +109,38 @@ fn bytes(config: &ModelConfig, tokens: usize, ctx: usize) -> u64 {
     let own = threads * (ctx as u64 * (4 * mlp + 6 * hidden + 4 * q) + 2 * (ctx * ctx) as u64);
     let rounding = tokens * (mlp + 2 * hidden) + mlp * mlp + layer + own;
     let streams = config.layers + 4;
-    let sensing = tokens.min(SENSED as u64) * hidden * streams as u64 + head.max(layer + own);
+    let sensed = tokens.min(SENSED as u64);
+    // A layer's inputs, and their products: as they are, factored, and at each damping.
+    let moments = sensed * (mlp + 2 * hidden + q) + 5 * sensed * sensed;
+    let sensing = sensed * hidden * streams as u64 + head.max(layer + own + moments);
     4 * rounding.max(sensing).max(head + head / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
+    use upg_pdvm::synthetic::preset;
+
+    use super::*;
+
+    #[test]
+    fn sensitivities_are_measured_on_beginnings_all_over_the_text() {
+        let config = preset("smollm2-135m").unwrap();
+        let text = |sequences: u32, ctx: usize| {
+            let tokens = (0..sequences * ctx as u32).collect();
+            Calibration { tokens, ctx, source: "numbers".into() }.sensed(&config).unwrap()
+        };
+        let begins = |text: &Calibration| -> Vec<u32> {
+            assert!(text.tokens.chunks(text.ctx).all(|t| t.is_sorted_by_key(|token| *token)));
+            text.tokens.chunks(text.ctx).map(|t| t[0]).collect()
+        };
+        let many = text(32, 512);
+        assert_eq!(many.ctx, SENSED_CTX);
+        assert_eq!(begins(&many), (0..16).map(|i| i * 1024).collect::<Vec<u32>>());
+        let few = text(3, 512);
+        assert_eq!(begins(&few)[..4], [0, 512, 1024, 128]);
+        assert_eq!(few.tokens.len(), 3 * 512);
+        assert_eq!(text(40, 32).ctx, 32);
+    }
 }
