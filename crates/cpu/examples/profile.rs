@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p upg-cpu --example profile [layers] [threads] [tokens before] [f32, f16, q8 or q4]`
 
+mod lines;
+
 use std::time::Duration;
 
 use upg_codec::Isa;
@@ -11,6 +13,8 @@ use upg_pdvm::{
     KvKind, Logits, Machine, MachineOptions, Op, Segment, Synthetic,
     synthetic::{phi4, ten_to_one},
 };
+
+use lines::line;
 
 /// Tokens that are timed; each instruction's median counts.
 const TOKENS: usize = 15;
@@ -88,17 +92,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("a token: {:.2} ms, {:.2} tok/s", total * 1e-3, 1e6 / total);
     Ok(())
-}
-
-/// An instruction's line of the table.
-fn line(op: Op) -> usize {
-    match op {
-        Op::Embed => 0,
-        Op::NormQkvRope { .. } => 1,
-        Op::Attend { .. } => 2,
-        Op::OutAdd { .. } => 3,
-        Op::NormGateUp { .. } => 4,
-        Op::DownAdd { .. } => 5,
-        Op::NormHead => 6,
-    }
 }

@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p upg-cpu --example prompt [layers] [threads] [tokens]`
 
+mod lines;
+
 use std::time::Duration;
 
 use upg_codec::Isa;
@@ -12,6 +14,8 @@ use upg_pdvm::{
     Logits, Machine, MachineOptions, Op, Segment, Synthetic,
     synthetic::{phi4, ten_to_one},
 };
+
+use lines::line;
 
 /// Prompts that are timed; each instruction's fastest counts, as another program slows the others.
 const PROMPTS: usize = 3;
@@ -69,17 +73,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("a prompt: {total:.2} s, {:.2} tok/s", tokens as f64 / total);
     Ok(())
-}
-
-/// An instruction's line of the table.
-fn line(op: Op) -> usize {
-    match op {
-        Op::Embed => 0,
-        Op::NormQkvRope { .. } => 1,
-        Op::Attend { .. } => 2,
-        Op::OutAdd { .. } => 3,
-        Op::NormGateUp { .. } => 4,
-        Op::DownAdd { .. } => 5,
-        Op::NormHead => 6,
-    }
 }

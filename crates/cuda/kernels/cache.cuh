@@ -114,7 +114,7 @@ template <class... Rows> __device__ __forceinline__ void keep(const Head& v, con
         // Positive floats order as integers.
         const float largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(fabsf(v[j]))));
         const u16 scale = float_to_half(fminf(largest / 127.f, 65504.f));
-        const float kept = half_to_float(scale), inverse = kept > 1.f / 3e38f ? 1.f / kept : 0.f;
+        const float kept = half_to_float(scale), inverse = kept > 0.f ? 1.f / kept : 0.f;
         const char code = (char)max(-127, min(127, __float2int_rn(v[j] * inverse)));
         if (d < HEAD_DIM) ((rows.codes[d] = code), ...);
         if (lane == 0) ((rows.scales[j] = scale), ...);
