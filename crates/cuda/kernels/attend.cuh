@@ -58,20 +58,26 @@ template <int LANES> __device__ __forceinline__ void merge_warp(float most, floa
     if (part == 0) { to[HEAD_DIM] = most; to[HEAD_DIM + 1] = sum; }
 }
 
-// Joins what the warps of a block hold of MERGED heads, [MERGED][WARPS][D + 4]: behind each warp's values, largest score and sum
-// comes its weight, and in the first warp's the logarithm of the whole sum.
-__device__ __forceinline__ void weigh_warps(float* merge) {
-    constexpr int D = HEAD_DIM, PLACES = MERGED * WARPS;
-    if (threadIdx.x / 32 * 32 >= PLACES) return;
-    float* from = merge + min((int)threadIdx.x, PLACES - 1) * (D + 4);
-    float all = from[D];
-    for (int d = WARPS / 2; d; d /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, d));
-    const float weight = exp2f(from[D] - all);
-    float total = from[D + 1] * weight;
-    for (int d = WARPS / 2; d; d /= 2) total += __shfl_xor_sync(~0u, total, d);
-    if (threadIdx.x >= PLACES) return;
-    from[D + 2] = weight / total;
-    if (threadIdx.x % WARPS == 0) from[D + 3] = all + log2f(total);
+// Joins what the warps of a block hold of MERGED heads, [MERGED][WARPS][D + 4]: behind each warp's values its largest score and
+// its sum. A warp takes 32 dimensions of a head, and tells `found` about (head, dimension, value, logarithm of the whole sum).
+template <class Found> __device__ __forceinline__ void merge_warps(const float* merge, const Found& found) {
+    constexpr int D = HEAD_DIM;
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int part = threadIdx.x / 32; part < MERGED * HEAD_WORDS; part += WARPS) {
+        const int head = part / HEAD_WORDS, d = part % HEAD_WORDS * 32 + lane;
+        const float* from = merge + head * WARPS * (D + 4);
+        // A lane weighs a warp.
+        const float* its = from + lane % WARPS * (D + 4) + D;
+        float all = its[0];
+        for (int o = WARPS / 2; o; o /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, o));
+        const float weight = exp2f(its[0] - all);
+        float total = its[1] * weight, value = 0.f;
+        for (int o = WARPS / 2; o; o /= 2) total += __shfl_xor_sync(~0u, total, o);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) value = __fmaf_rn(__shfl_sync(~0u, weight, w), from[w * (D + 4) + min(d, D - 1)], value);
+        if (d < D) found(head, d, __fdividef(value, total), all + log2f(total));
+    }
 }
 
 // What the splits of a head group merge: each block a share of the group's outputs.
@@ -109,20 +115,32 @@ __device__ __forceinline__ void merge_splits(const Stamped* partial, float* out,
             total += weight;
             value += values[s * count + i] * weight;
         }
-        send(out + first + i, value / total, wait.writes(in));
+        send(out + first + i, __fdividef(value, total), wait.writes(in));
     }
 }
 
+// What a block attends to: tokens [begin, end) for a group of heads, a split of several; nothing where there is no such group.
+// Worked out once a run, since divisions would be waited for.
+struct Part { int head, split, splits, begin, end; };
+
+// Head groups share out the blocks: a block takes part `blockIdx.x`, and more where there are more of them than blocks.
+__device__ __forceinline__ Part part_of(const Model& m, int position, u32 part) {
+    const u32 first = m.window > 0 ? max(0, position + 1 - m.window) : 0, length = position + 1 - first, heads = m.heads / HEADS_A_GROUP;
+    const u32 splits = max(1u, min(gridDim.x / heads, (length + SPLIT_TOKENS - 1) / SPLIT_TOKENS));
+    const u32 head = part / splits, split = part % splits;
+    return {(int)head, (int)split, (int)splits, (int)(first + length * split / splits), (int)(first + length * (split + 1) / splits)};
+}
+
 // One split of one head group. LANES lanes read one token, 8 dimensions each.
-__device__ __forceinline__ void attend_split(const Run& run, const Instruction& in, int position, int first, int head, int splits, int split, Shared& sh, const Wait& wait) {
+__device__ __forceinline__ void attend_split(const Run& run, const Instruction& in, int position, const Part& of, Shared& sh, const Wait& wait) {
     constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP, LANES = D <= 64 ? 8 : D <= 128 ? 16 : 32, TOKENS = 32 / LANES;
     const Model& m = run.model;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = lane % LANES;
-    const int length = position + 1 - first, kv = head * HEADS / (m.heads / m.kv_heads);
-    const int begin = first + (int)((i64)length * split / splits), end = first + (int)((i64)length * (split + 1) / splits);
+    const int head = of.head, splits = of.splits, begin = of.begin, end = of.end, kv = head * HEADS / (m.heads / m.kv_heads);
     float* q = reinterpret_cast<float*>(sh.act);             // [HEADS][D]
-    float* merge = q + HEADS * D;                            // [MERGED][WARPS][D + 4]
-    const auto now = [&](int value) { return kept_alone(reinterpret_cast<char*>(merge) + value * ROW_BYTES); };   // this token's
+    char* now_at = reinterpret_cast<char*>(q + HEADS * D);   // this token's key and value
+    const auto now = [&](int value) { return kept_alone(now_at + value * ROW_BYTES); };
+    float* merge = reinterpret_cast<float*>(now_at + 2 * ROW_BYTES);   // [MERGED][WARPS][D + 4]
     const float scale = rsqrtf((float)D) * LOG2E;            // scores in powers of two
     const u32 reads = wait.reads(in), writes = wait.writes(in), stamp = wait.stamp(in);
 
@@ -216,7 +234,6 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
             for (int i = 0; i < 8; i++) o[h][i] = __fmaf_rn(scaled, v[i], o[h][i]);
         }
     }
-    __syncthreads();   // all are done with `now`, where results are merged
     // Merge the tokens of a warp, then the warps, then the splits.
     Stamped* partial = run.partial + (size_t)head * HEADS * splits * (D + 1);   // [HEADS][splits][D + 1]
     float* out = in.out + head * HEADS * D;
@@ -226,37 +243,30 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
 #pragma unroll
         for (int j = 0; j < MERGED; j++) merge_warp<LANES>(most[h + j], sum[h + j], o[h + j], merge + (j * WARPS + warp) * (D + 4));
         __syncthreads();
-        weigh_warps(merge);
-        __syncthreads();
-#pragma unroll 1
-        for (int i = threadIdx.x; i < MERGED * D; i += THREADS) {
-            const float* from = merge + i / D * WARPS * (D + 4);
-            float value = 0.f;
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) value += from[w * (D + 4) + D + 2] * from[w * (D + 4) + i % D];
+        merge_warps(merge, [&](int j, int d, float value, float sum) {
             if (splits == 1) {
-                send(out + h * D + i, value, writes);
-                continue;
+                send(out + (h + j) * D + d, value, writes);
+                return;
             }
-            Stamped* to = partial + ((h + i / D) * splits + split) * (D + 1);
-            send_stamped(to + i % D, value, stamp);
-            if (i % D == 0) send_stamped(to + D, from[D + 3], stamp);
-        }
+            Stamped* to = partial + ((h + j) * splits + of.split) * (D + 1);
+            send_stamped(to + d, value, stamp);
+            if (d == 0) send_stamped(to + D, sum, stamp);
+        });
     }
     if (splits == 1) return;
     __syncthreads();
-    merge_splits(partial, out, in, splits, split, q, wait);
+    merge_splits(partial, out, in, splits, of.split, q, wait);
 }
 
-// Head groups share out the blocks: a block takes a split of one, or more where there are more than blocks.
-__device__ __forceinline__ void attend(const Run& run, const Instruction& in, int position, Shared& sh, const Wait& wait) {
-    const Model& m = run.model;
-    const int heads = m.heads / HEADS_A_GROUP;
-    const int first = m.window > 0 ? max(0, position + 1 - m.window) : 0, length = position + 1 - first;
-    const int splits = max(1, min((int)gridDim.x / heads, (length + SPLIT_TOKENS - 1) / SPLIT_TOKENS));
+// `part`: the block's first.
+__device__ __forceinline__ void attend(const Run& run, const Instruction& in, int position, Part part, Shared& sh, const Wait& wait) {
+    const int parts = run.model.heads / HEADS_A_GROUP * part.splits;
 #pragma unroll 1
-    for (int i = blockIdx.x; i < heads * splits; i += gridDim.x) {
-        attend_split(run, in, position, first, i / splits, splits, i % splits, sh, wait);
+    for (int i = blockIdx.x; i < parts;) {
+        attend_split(run, in, position, part, sh, wait);
+        i += gridDim.x;
+        if (i >= parts) return;
         __syncthreads();
+        part = part_of(run.model, position, i);
     }
 }

@@ -36,12 +36,12 @@ __device__ __forceinline__ Layout lay_out(const Sizes& sizes) {
     return l;
 }
 
-// Brings instruction `i` into shared memory, where its fields cost no trip to L2: the last warp, which waits for the least.
+// Starts to bring instruction `i` into shared memory, where its fields cost no trip to L2.
 __device__ __forceinline__ void load_instruction(const Run& run, int i, Instruction* slots) {
     static_assert(sizeof(Instruction) % 8 == 0 && sizeof(Instruction) / 8 <= 32, "one word a lane");
     u64* to = reinterpret_cast<u64*>(slots + i % 2);
     const int word = (int)threadIdx.x - (THREADS - 32);
-    if (word >= 0 && word < sizeof(Instruction) / 8) to[word] = __ldg(reinterpret_cast<const u64*>(run.program + i) + word);
+    if (word >= 0 && word < sizeof(Instruction) / 8) copy_behind<8>(to + word, reinterpret_cast<const u64*>(run.program + i) + word);
 }
 
 __device__ void embed(const Run& run, const Instruction& in, const Wait& wait) {
@@ -87,10 +87,10 @@ __device__ void head_rotate(const Model& m, const Instruction& in, Shared& sh, c
     for (int i = threadIdx.x; i < m.hidden; i += THREADS) send(in.out + i, v[i], wait.writes(in));
 }
 
-__device__ __forceinline__ void execute(const Run& run, const Instruction& in, int position, Layout& l, const Wait& wait, int& table_bits, Stream& stream) {
+__device__ __forceinline__ void execute(const Run& run, const Instruction& in, int position, const Part& part, Layout& l, const Wait& wait, int& table_bits, Stream& stream) {
     switch (in.kind) {
         case EMBED: embed(run, in, wait); break;
-        case ATTEND: attend(run, in, position, l.sh, wait); break;
+        case ATTEND: attend(run, in, position, part, l.sh, wait); break;
         case HADAMARD: hadamard(in, l.sh, wait); break;
         case HEAD_ROTATE: head_rotate(run.model, in, l.sh, wait); break;
         default: linear(run, in, l.entries, l.sh, wait, table_bits, stream); break;
@@ -110,7 +110,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __gri
     load_instruction(run, 0, l.instructions);
     // An earlier token's run may have failed: the host will say so.
     __shared__ volatile u32 gave_up;
-    if (threadIdx.x == 0) gave_up = *run.failed;
+    __shared__ Part part;
+    if (threadIdx.x == 0) { gave_up = *run.failed; part = part_of(run.model, position, blockIdx.x); }
+    copies_done();
     __syncthreads();
     Stream stream;
     stream.init(l.entries, l.ring + warp * SLOTS * SLOT_BYTES, l.barriers + warp * SLOTS * 8, 0, run.entry_count);
@@ -119,7 +121,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __gri
     for (; wait.instruction < run.instructions && !gave_up; wait.instruction++) {
         // The next one in place of the one before, which all threads have left.
         if (wait.instruction + 1 < run.instructions) load_instruction(run, wait.instruction + 1, l.instructions);
-        execute(run, l.instructions[wait.instruction % 2], position, l, wait, table_bits, stream);
+        execute(run, l.instructions[wait.instruction % 2], position, part, l, wait, table_bits, stream);
+        copies_done();
         __syncthreads();
     }
     stream.drain();
@@ -129,6 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_program(const __gri
 extern "C" __global__ void __launch_bounds__(THREADS, 1) run_instruction(const __grid_constant__ Run run, int i, const Sizes sizes) {
     Layout l = lay_out(sizes);
     load_instruction(run, i, l.instructions);
+    copies_done();
     __syncthreads();
     const Instruction& in = l.instructions[i % 2];
     // What launches before wrote is there.
@@ -146,7 +150,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_instruction(const _
     asm volatile("griddepcontrol.launch_dependents;");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-    execute(run, in, run.token[1], l, wait, table_bits, stream);
+    const int position = run.token[1];
+    execute(run, in, position, part_of(run.model, position, blockIdx.x), l, wait, table_bits, stream);
 }
 
 // What the blocks of `likeliest` agree on; all zero between two launches.

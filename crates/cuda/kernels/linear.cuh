@@ -19,6 +19,25 @@ struct Shared {
     float step;          // d, times the norm where there is one
 };
 
+// Copies BYTES bytes to shared memory, some time before `copies_done`.
+template <int BYTES> __device__ __forceinline__ void copy_behind(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 900
+    const u32 at = (u32)__cvta_generic_to_shared(to);
+    if constexpr (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(at), "l"(from) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" :: "r"(at), "l"(from), "n"(BYTES) : "memory");
+#else
+    // Groups of such copies count the stream's tiles.
+    static_assert(BYTES == 16 || BYTES == 8, "one vector");
+    if constexpr (BYTES == 16) *static_cast<uint4*>(to) = __ldcg(static_cast<const uint4*>(from));
+    else *static_cast<uint2*>(to) = __ldcg(static_cast<const uint2*>(from));
+#endif
+}
+__device__ __forceinline__ void copies_done() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Bytes of a span's activations, [quad][lane] of four words each: the words 4 quad to 4 quad + 3 of a lane's group. Lanes lie in
 // such an order that neither those who read one quad of all groups nor those who write the quads of a group meet in a bank.
 constexpr u32 SPAN_BYTES = SPAN * 2;
@@ -80,26 +99,30 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
     for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
     if (lane == 0) { sh.reduce[warp] = largest; sh.reduce[WARPS + warp] = squares; }
     __syncthreads();
-    largest = 0.f; squares = 0.f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) { largest = fmaxf(largest, sh.reduce[w]); squares += sh.reduce[WARPS + w]; }
-    const float step = largest > 0.f ? largest * (1.f / ACT_MOST) : 1.f, inverse = 1.f / step;
-    sh.step = in.norm ? step * rsqrtf(squares / in.cols + eps) : step;
+    largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(sh.reduce[lane % WARPS])));
+    const float inverse = largest > 0.f ? __fdividef(ACT_MOST, largest) : 0.f;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         const int chunk = c * WARPS + warp;
         if (chunk >= chunks) break;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            int a[4];
+            // The lowest bits of the mantissa of 1.5 2^23 + a.
+            u32 a[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[i] = __float2int_rn(v[c][4 * k + i] * inverse);
+            for (int i = 0; i < 4; i++) a[i] = __float_as_uint(__fmaf_rn(v[c][4 * k + i], inverse, 12582912.f));
             const int group = chunk * (CHUNK / GROUP) + 4 * k + lane / 8;
             *reinterpret_cast<uint2*>(sh.act + act_at(group / 32 * SPAN_BYTES + group % 32 * 16, lane % 8 / 2) + lane % 2 * 8) =
                 make_uint2(__byte_perm(a[0], a[1], 0x5410), __byte_perm(a[2], a[3], 0x5410));
         }
     }
     __syncthreads();
+    // Needed in the epilogue only, so others multiply meanwhile.
+    sh.step = largest > 0.f ? largest * (1.f / ACT_MOST) : 1.f;
+    if (!in.norm) return;
+    squares = sh.reduce[WARPS + lane % WARPS];
+    for (int o = WARPS / 2; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
+    sh.step *= rsqrtf(squares / in.cols + eps);
 }
 
 // Adds the lanes' partial sums of ROWS rows to the block's sums, in two halves so that no 32-bit sum overflows.
@@ -155,59 +178,47 @@ template <int K> __device__ __forceinline__ void multiply_if(int bits, int tiles
         if (bits == K) multiply<K>(tiles, spans, sh, sums, stream);
 }
 
-// Copies 16 bytes to shared memory, some time before `copies_done`.
-__device__ __forceinline__ void copy_behind(void* to, const void* from) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-#else
-    *static_cast<uint4*>(to) = __ldcg(static_cast<const uint4*>(from));   // groups of such copies count the stream's tiles
-#endif
-}
-__device__ __forceinline__ void copies_done() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
 __device__ __forceinline__ bool adds(const Instruction& in) { return in.kind == OUT || in.kind == DOWN; }
 
-// Starts to fetch what the epilogue needs beside the sums: there everybody would wait for it.
-__device__ __forceinline__ void fetch_terms(const Instruction& in, int begin, int end, const Shared& sh) {
+// Starts to fetch what the epilogue needs beside the sums, a warp a matrix: there everybody would wait for it. `entries` are
+// the instruction's.
+__device__ __forceinline__ void fetch_terms(const Instruction& in, const Entry* entries, const Shared& sh) {
     static_assert(UNIT == 8, "scales of a unit are 16 bytes, numbers 32");
+    // The last warps have the least of the input.
+    const int i = WARPS - 1 - threadIdx.x / 32;
+    if (i >= in.matrices) return;
+    const Matrix& m = in.matrix[i];
+    const Entry& e = entries[i];
+    // The block has read what it adds to, or written it itself.
+    const float* addends = adds(in) ? in.out + e.begin * UNIT : m.bias ? m.bias + e.unit * UNIT : nullptr;
+    int at = 0;
 #pragma unroll 1
-    for (int i = 0; i < in.matrices; i++) {
-        const Matrix& m = in.matrix[i];
-        const Share share = matrix_share(in, i, begin, end);
-        // The last warps have the least of the input.
+    for (int j = 0; j < i; j++) at += entries[j].units;
 #pragma unroll 1
-        for (int u = THREADS - 1 - threadIdx.x; u < share.to - share.from; u += THREADS) {
-            const int row = (share.from + u) * UNIT, at = (share.at + u) * UNIT;
-            copy_behind(sh.scales + at, m.scales + row);
-            // The block has read what it adds to, or written it itself.
-            const float* from = adds(in) ? in.out + share.base * UNIT + row : m.bias ? m.bias + row : nullptr;
-            if (from == nullptr) continue;
-            copy_behind(sh.addends + at, from);
-            copy_behind(sh.addends + at + 4, from + 4);
-        }
+    for (int u = threadIdx.x % 32; u < e.units; u += 32) {
+        copy_behind<16>(sh.scales + (at + u) * UNIT, m.scales + (e.unit + u) * UNIT);
+        if (addends == nullptr) continue;
+        copy_behind<16>(sh.addends + (at + u) * UNIT, addends + u * UNIT);
+        copy_behind<16>(sh.addends + (at + u) * UNIT + 4, addends + u * UNIT + 4);
     }
 }
 
 // Row `at`'s sum times its scale; the sum is cleared for the next instruction.
 __device__ __forceinline__ float take_sum(const Shared& sh, int at) {
-    int* sum = sh.sums + 2 * at;
-    const double total = (double)sum[0] + 65536.0 * sum[1];
-    sum[0] = sum[1] = 0;
-    return (float)total * (half_to_float(sh.scales[at]) * sh.step);
+    int2& sum = reinterpret_cast<int2*>(sh.sums)[at];
+    const float total = __fmaf_rn((float)sum.y, 65536.f, (float)sum.x);
+    sum = make_int2(0, 0);
+    return total * (half_to_float(sh.scales[at]) * sh.step);
 }
 
-// From sums to results: of gate and up silu(gate) * up, else sums and what they are added to.
-__device__ __forceinline__ void finish(const Instruction& in, int begin, int end, const Shared& sh, u32 tag) {
-    const int rows = (end - begin) * UNIT;
+// From sums to results: of gate and up silu(gate) * up, else sums and what they are added to. `units`: the block's, from `begin` on.
+__device__ __forceinline__ void finish(const Instruction& in, int begin, int units, const Shared& sh, u32 tag) {
+    const int rows = units * UNIT;
 #pragma unroll 1
     for (int r = threadIdx.x; r < rows; r += THREADS) {
         float value = take_sum(sh, r);
         if (in.kind == GATE_UP) {
-            value = value / (1.f + __expf(-value)) * take_sum(sh, rows + r);
+            value = __fdividef(value, 1.f + __expf(-value)) * take_sum(sh, rows + r);
             if (in.hadamard) value = unit_hadamard(value);
         }
         if (adds(in)) value += untagged(__float_as_uint(sh.addends[r]));
@@ -219,33 +230,32 @@ __device__ __forceinline__ void finish(const Instruction& in, int begin, int end
 
 // Runs a linear instruction: quantised input times the block's units, then the instruction's epilogue.
 __device__ __forceinline__ void linear(const Run& run, const Instruction& in, const Entry* entries, Shared& sh, const Wait& wait, int& table_bits, Stream& stream) {
-    int begin, end;
-    block_units(in.units, begin, end);
-    fetch_terms(in, begin, end, sh);
+    entries += in.entry;
+    fetch_terms(in, entries, sh);
     const int chunks = (in.spans * (SPAN / CHUNK) + WARPS - 1) / WARPS;
     if (chunks <= 1) quantise<1>(in, run.model.eps, sh, wait);
     else quantise<(MAX_CHUNKS + WARPS - 1) / WARPS>(in, run.model.eps, sh, wait);
 
+    int* sums = sh.sums;
 #pragma unroll 1
     for (int i = 0; i < in.matrices; i++) {
-        const Share share = matrix_share(in, i, begin, end);
-        if (share.from >= share.to) continue;
-        const int bits = in.matrix[i].bits, tiles = entries[in.entry + i].tiles;
+        const int bits = in.matrix[i].bits, tiles = entries[i].tiles;
+        if (tiles == 0) continue;
         if (table_bits != bits) {
             __syncthreads();
             fill_table(sh.table, run.tables + 256 * bits);
             table_bits = bits;
             __syncthreads();
         }
-        int* sums = sh.sums + share.at * UNIT * 2;
         multiply_if<2>(bits, tiles, in.spans, sh, sums, stream);
         multiply_if<3>(bits, tiles, in.spans, sh, sums, stream);
         multiply_if<4>(bits, tiles, in.spans, sh, sums, stream);
         multiply_if<5>(bits, tiles, in.spans, sh, sums, stream);
         multiply_if<6>(bits, tiles, in.spans, sh, sums, stream);
         multiply_if<8>(bits, tiles, in.spans, sh, sums, stream);
+        sums += entries[i].units * UNIT * 2;
     }
     copies_done();
     __syncthreads();
-    finish(in, begin, end, sh, wait.writes(in));
+    finish(in, entries[0].begin, entries[0].all, sh, wait.writes(in));
 }

@@ -4,10 +4,13 @@
 #pragma once
 #include "t8.cuh"
 
-// A block's share of one matrix: tiles [0, tiles) from `from` on.
+// A block's share of one matrix, worked out once a run: on the way from one instruction to the next every division would be
+// waited for.
 struct Entry {
-    const u8* from;
-    int tiles, bytes;    // bytes of a tile
+    const u8* from;      // its tiles
+    int tiles, bytes;    // how many, and the bytes of one
+    int unit, units;     // which units of the matrix
+    int begin, all;      // which units of the instruction are the block's
 };
 
 // Units [begin, end) of an instruction that a block owns.
@@ -16,28 +19,18 @@ __device__ __forceinline__ void block_units(int units, int& begin, int& end) {
     end = (int)((i64)units * (blockIdx.x + 1) / gridDim.x);
 }
 
-// Units [from, to) of matrix `i` that belong to units [begin, end) of its instruction, the place of unit `from`
-// among the block's sums, and the units of the matrices before. Gate and up are shared out alike, so that a block can
-// multiply their rows with each other.
-struct Share { int from, to, at, base; };
-__device__ __forceinline__ Share matrix_share(const Instruction& in, int i, int begin, int end) {
-    if (in.kind == GATE_UP) return {begin, end, i * (end - begin), 0};
-    int base = 0;
-    for (int j = 0; j < i; j++) base += in.matrix[j].units;
-    int from = max(begin - base, 0), to = min(end - base, in.matrix[i].units);
-    return {from, max(from, to), base + from - begin, base};
-}
-
 __device__ __forceinline__ int tiles_of(int bits, int units, int spans) { return units * (UNIT / tile_rows(bits)) * spans; }
 
-// The block's entry for a matrix.
+// The block's entry for matrix `i`. Gate and up are shared out alike, so that a block can multiply their rows with each other.
 __device__ Entry entry_of(const Instruction& in, int i) {
     int begin, end;
     block_units(in.units, begin, end);
-    const Share share = matrix_share(in, i, begin, end);
+    int base = 0;
+    if (in.kind != GATE_UP)
+        for (int j = 0; j < i; j++) base += in.matrix[j].units;
     const Matrix& m = in.matrix[i];
-    const int bytes = tile_bytes(m.bits);
-    return {m.tiles + (size_t)tiles_of(m.bits, share.from, in.spans) * bytes, tiles_of(m.bits, share.to - share.from, in.spans), bytes};
+    const int unit = max(begin - base, 0), units = max(min(end - base, m.units) - unit, 0), bytes = tile_bytes(m.bits);
+    return {m.tiles + (size_t)tiles_of(m.bits, unit, in.spans) * bytes, tiles_of(m.bits, units, in.spans), bytes, unit, units, begin, end - begin};
 }
 
 // Tiles [first, last) of an entry that this warp takes.

@@ -14,7 +14,7 @@ pub(crate) const MAX_COLS: usize = 24_576;
 /// The widest Hadamard that an input's quantisation does itself.
 pub(crate) const WARP_HADAMARD: usize = 512;
 /// Bytes of a block's share of a matrix in shared memory.
-pub(crate) const ENTRY_BYTES: usize = 16;
+pub(crate) const ENTRY_BYTES: usize = 32;
 /// Matrices of an instruction, at most.
 pub(crate) const MAX_MATRICES: usize = 3;
 

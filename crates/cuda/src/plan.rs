@@ -246,8 +246,9 @@ impl Block {
         let head = config.head_dim;
         let group = heads_a_group(config);
         let (splits, share) = (splits(config, grid), group * head);
-        // One split's results and a place for each warp's, or what all splits found.
-        let attend = (share + merged(group) * warps * (head + 4)).max(share + splits * (group + 1));
+        // The queries, this token's key and value and a place for each warp's results, or what all splits found.
+        let rows = 2 * (head / 2 + 4);
+        let attend = (share + rows + merged(group) * warps * (head + 4)).max(share + splits * (group + 1));
         let act = (spans * abi::SPAN / 2).max(hadamard).max(rotate).max(attend).next_multiple_of(4);
         let share =
             |i: &Instruction| (i.units as usize).div_ceil(grid) * if i.kind == Kind::GateUp { 2 } else { 1 };
