@@ -23,11 +23,12 @@ __device__ __forceinline__ void receive_head(const float* head, const float* rop
     float cosine[HEAD_WORDS], sine[HEAD_WORDS];
 #pragma unroll
     for (int j = 0; j < HEAD_WORDS; j++) {
-        const int i = own(j);
+        const int i = own(j), pair = i < half ? i : i - half;
         bits[j] = load_word(head + i);
         other_bits[j] = load_word(head + other(j));
-        cosine[j] = i < dim ? __ldg(rope + i % half) : 1.f;
-        sine[j] = i < half ? -__ldg(rope + half + i) : i < dim ? __ldg(rope + i) : 0.f;
+        cosine[j] = i < dim ? __ldg(rope + pair) : 1.f;
+        sine[j] = i < dim ? __ldg(rope + half + pair) : 0.f;
+        if (i < half) sine[j] = -sine[j];
     }
 #pragma unroll
     for (int j = 0; j < HEAD_WORDS; j++) {
@@ -121,14 +122,14 @@ __device__ __forceinline__ void merge_splits(const Stamped* partial, float* out,
 
 // What a block attends to: tokens [begin, end) for a group of heads, a split of several; nothing where there is no such group.
 // Worked out once a run, since divisions would be waited for.
-struct Part { int head, split, splits, begin, end; };
+struct Part { int head, kv_head, split, splits, begin, end; };
 
 // Head groups share out the blocks: a block takes part `blockIdx.x`, and more where there are more of them than blocks.
 __device__ __forceinline__ Part part_of(const Model& m, int position, u32 part) {
     const u32 first = m.window > 0 ? max(0, position + 1 - m.window) : 0, length = position + 1 - first, heads = m.heads / HEADS_A_GROUP;
     const u32 splits = max(1u, min(gridDim.x / heads, (length + SPLIT_TOKENS - 1) / SPLIT_TOKENS));
     const u32 head = part / splits, split = part % splits;
-    return {(int)head, (int)split, (int)splits, (int)(first + length * split / splits), (int)(first + length * (split + 1) / splits)};
+    return {(int)head, (int)head * HEADS_A_GROUP / (m.heads / m.kv_heads), (int)split, (int)splits, (int)(first + length * split / splits), (int)(first + length * (split + 1) / splits)};
 }
 
 // One split of one head group. LANES lanes read one token, 8 dimensions each.
@@ -136,7 +137,7 @@ __device__ __forceinline__ void attend_split(const Run& run, const Instruction& 
     constexpr int D = HEAD_DIM, HEADS = HEADS_A_GROUP, LANES = D <= 64 ? 8 : D <= 128 ? 16 : 32, TOKENS = 32 / LANES;
     const Model& m = run.model;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = lane % LANES;
-    const int head = of.head, splits = of.splits, begin = of.begin, end = of.end, kv = head * HEADS / (m.heads / m.kv_heads);
+    const int head = of.head, kv = of.kv_head, splits = of.splits, begin = of.begin, end = of.end;
     float* q = reinterpret_cast<float*>(sh.act);             // [HEADS][D]
     char* now_at = reinterpret_cast<char*>(q + HEADS * D);   // this token's key and value
     const auto now = [&](int value) { return kept_alone(now_at + value * ROW_BYTES); };

@@ -72,9 +72,34 @@ __device__ __forceinline__ void await_chunk(const Instruction& in, int chunk, u3
     for (int i = 0; i < 16; i++) v[i] = untagged(__float_as_uint(v[i]));
 }
 
-// Waits for an instruction's input, applies its Hadamard, quantises it and packs it into shared memory. CHUNKS: chunks a
-// warp takes, so that the input stays in registers.
-template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction& in, float eps, Shared& sh, const Wait& wait) {
+__device__ __forceinline__ bool adds(const Instruction& in) { return in.kind == OUT || in.kind == DOWN; }
+
+// Starts to fetch what the epilogue needs beside the sums, a warp a matrix: there everybody would wait for it. `entries` are
+// the instruction's.
+__device__ __forceinline__ void fetch_terms(const Instruction& in, const Entry* entries, const Shared& sh) {
+    static_assert(UNIT == 8, "scales of a unit are 16 bytes, numbers 32");
+    // The last warps have the least of the input.
+    const int i = WARPS - 1 - threadIdx.x / 32;
+    if (i >= in.matrices) return;
+    const Matrix& m = in.matrix[i];
+    const Entry& e = entries[i];
+    // The block has read what it adds to, or written it itself.
+    const float* addends = adds(in) ? in.out + e.begin * UNIT : m.bias ? m.bias + e.unit * UNIT : nullptr;
+    int at = 0;
+#pragma unroll 1
+    for (int j = 0; j < i; j++) at += entries[j].units;
+#pragma unroll 1
+    for (int u = threadIdx.x % 32; u < e.units; u += 32) {
+        copy_behind<16>(sh.scales + (at + u) * UNIT, m.scales + (e.unit + u) * UNIT);
+        if (addends == nullptr) continue;
+        copy_behind<16>(sh.addends + (at + u) * UNIT, addends + u * UNIT);
+        copy_behind<16>(sh.addends + (at + u) * UNIT + 4, addends + u * UNIT + 4);
+    }
+}
+
+// Waits for an instruction's input, applies its Hadamard, quantises it and packs it into shared memory; meanwhile what the epilogue
+// needs is on its way. CHUNKS: chunks a warp takes, so that the input stays in registers.
+template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction& in, const Entry* entries, float eps, Shared& sh, const Wait& wait) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = in.spans * (SPAN / CHUNK);
     const u32 tag = wait.reads(in);
     float v[CHUNKS][16];
@@ -82,6 +107,7 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
     // The first chunk until it is there, and only then the others: asking for all of a wide input again and again would
     // hold up the weights of blocks that still multiply.
     ask_for(in, warp, tag, v[0]);
+    fetch_terms(in, entries, sh);
     await_chunk(in, warp, tag, wait, v[0]);
 #pragma unroll
     for (int c = 1; c < CHUNKS; c++) ask_for(in, c * WARPS + warp, tag, v[c]);
@@ -92,11 +118,15 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
         if (c > 0) await_chunk(in, chunk, tag, wait, v[c]);
         if (in.kind == DOWN && in.hadamard) warp_hadamard(v[c], UNIT, in.hadamard);
 #pragma unroll
-        for (int i = 0; i < 16; i++) { squares += v[c][i] * v[c][i]; largest = fmaxf(largest, fabsf(v[c][i])); }
+        for (int i = 0; i < 16; i++) largest = fmaxf(largest, fabsf(v[c][i]));
+        if (!in.norm) continue;
+#pragma unroll
+        for (int i = 0; i < 16; i++) squares += v[c][i] * v[c][i];
     }
     // Positive floats order as integers.
     largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
-    for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
+    if (in.norm)
+        for (int o = 16; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
     if (lane == 0) { sh.reduce[warp] = largest; sh.reduce[WARPS + warp] = squares; }
     __syncthreads();
     largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(sh.reduce[lane % WARPS])));
@@ -178,31 +208,6 @@ template <int K> __device__ __forceinline__ void multiply_if(int bits, int tiles
         if (bits == K) multiply<K>(tiles, spans, sh, sums, stream);
 }
 
-__device__ __forceinline__ bool adds(const Instruction& in) { return in.kind == OUT || in.kind == DOWN; }
-
-// Starts to fetch what the epilogue needs beside the sums, a warp a matrix: there everybody would wait for it. `entries` are
-// the instruction's.
-__device__ __forceinline__ void fetch_terms(const Instruction& in, const Entry* entries, const Shared& sh) {
-    static_assert(UNIT == 8, "scales of a unit are 16 bytes, numbers 32");
-    // The last warps have the least of the input.
-    const int i = WARPS - 1 - threadIdx.x / 32;
-    if (i >= in.matrices) return;
-    const Matrix& m = in.matrix[i];
-    const Entry& e = entries[i];
-    // The block has read what it adds to, or written it itself.
-    const float* addends = adds(in) ? in.out + e.begin * UNIT : m.bias ? m.bias + e.unit * UNIT : nullptr;
-    int at = 0;
-#pragma unroll 1
-    for (int j = 0; j < i; j++) at += entries[j].units;
-#pragma unroll 1
-    for (int u = threadIdx.x % 32; u < e.units; u += 32) {
-        copy_behind<16>(sh.scales + (at + u) * UNIT, m.scales + (e.unit + u) * UNIT);
-        if (addends == nullptr) continue;
-        copy_behind<16>(sh.addends + (at + u) * UNIT, addends + u * UNIT);
-        copy_behind<16>(sh.addends + (at + u) * UNIT + 4, addends + u * UNIT + 4);
-    }
-}
-
 // Row `at`'s sum times its scale; the sum is cleared for the next instruction.
 __device__ __forceinline__ float take_sum(const Shared& sh, int at) {
     int2& sum = reinterpret_cast<int2*>(sh.sums)[at];
@@ -231,10 +236,9 @@ __device__ __forceinline__ void finish(const Instruction& in, int begin, int uni
 // Runs a linear instruction: quantised input times the block's units, then the instruction's epilogue.
 __device__ __forceinline__ void linear(const Run& run, const Instruction& in, const Entry* entries, Shared& sh, const Wait& wait, int& table_bits, Stream& stream) {
     entries += in.entry;
-    fetch_terms(in, entries, sh);
     const int chunks = (in.spans * (SPAN / CHUNK) + WARPS - 1) / WARPS;
-    if (chunks <= 1) quantise<1>(in, run.model.eps, sh, wait);
-    else quantise<(MAX_CHUNKS + WARPS - 1) / WARPS>(in, run.model.eps, sh, wait);
+    if (chunks <= 1) quantise<1>(in, entries, run.model.eps, sh, wait);
+    else quantise<(MAX_CHUNKS + WARPS - 1) / WARPS>(in, entries, run.model.eps, sh, wait);
 
     int* sums = sh.sums;
 #pragma unroll 1
