@@ -136,7 +136,10 @@ fn header(
     let source = checkpoint.sources().iter().map(identify).collect::<Result<_, _>>()?;
     let rounding = match options.calibration {
         None => "nearest; row scales by least squares",
-        Some(_) => "LDLQ in blocks of 32, the head too; row scales by least squares of the outputs",
+        Some(_) => {
+            "LDLQ in blocks of 32, the head too, and between rows of the heads of q and k; row scales by least squares of \
+             the outputs"
+        }
     };
     let allocation = match options {
         Options { plan: Some(_), .. } => "as the plan given says",
@@ -416,6 +419,10 @@ impl Layers<'_, '_> {
 }
 
 impl Store for Layers<'_, '_> {
+    fn is_known(&self, name: TensorName) -> bool {
+        self.job.writer.is_done(name)
+    }
+
     fn known(&self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError> {
         self.job.writer.is_done(name).then(|| self.numbers(name)).transpose()
     }

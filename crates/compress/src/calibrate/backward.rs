@@ -3,10 +3,10 @@
 //! Activations are computed again from the layer's input, so that a whole model's backward pass holds one layer's.
 
 use upg_format::TensorKind;
-use upg_pdvm::rotation::{block, hadamard};
+use upg_pdvm::rotation::{SplitMix64, block, hadamard};
 
 use super::{
-    forward::{Forward, Layer, Projected},
+    forward::{Activations, Forward, Layer, Projected},
     linalg::{Into, View, ViewMut, multiply},
 };
 
@@ -87,9 +87,7 @@ impl Forward {
         let c = &self.config;
         let mut a = vec![0.0; self.ctx * c.q_width()];
         layer.apply_transposed(TensorKind::O, gradient, c.hidden, &mut a, Into::Fresh);
-        let mut back = self.heads_back(qkv, &a);
-        self.turn(&mut back.q, c.q_width(), -1.0);
-        self.turn(&mut back.k, c.kv_width(), -1.0);
+        let back = self.heads_back(qkv, &a);
         let mut through = vec![0.0; normed.len()];
         let parts = [
             (TensorKind::Q, &back.q, c.q_width(), Into::Fresh),
@@ -103,7 +101,18 @@ impl Forward {
         through
     }
 
-    /// From the gradient of what the heads give to those of (turned) queries, keys and values.
+    /// The gradients of queries and keys, as their matrices give them, for one sequence of normed inputs, where that of what
+    /// the heads give is noise of a `seed`.
+    pub(crate) fn noise_back(&self, layer: &Layer, normed: &[f32], seed: u64) -> [Activations; 2] {
+        let qkv = self.project(layer, normed);
+        let mut random = SplitMix64(seed);
+        let noise: Vec<f32> =
+            (0..qkv.q.len()).map(|_| if random.next() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        let back = self.heads_back(&qkv, &noise);
+        [back.q, back.k]
+    }
+
+    /// From the gradient of what the heads give to those of queries, keys (both as their matrices give them) and values.
     fn heads_back(&self, qkv: &Projected, a: &[f32]) -> Projected {
         let ctx = self.ctx;
         let zeros = |x: &[f32]| vec![0.0; x.len()];
@@ -122,6 +131,8 @@ impl Forward {
             multiply(self.own_mut(&mut back.q, head), Into::Plus, scores, self.shared(&qkv.k, head));
             multiply(self.shared_mut(&mut back.k, head), Into::Plus, scores.t(), self.own(&qkv.q, head));
         }
+        self.turn(&mut back.q, self.config.q_width(), -1.0);
+        self.turn(&mut back.k, self.config.kv_width(), -1.0);
         back
     }
 }
@@ -141,7 +152,7 @@ fn add(x: &mut [f32], y: &[f32]) {
 
 #[cfg(test)]
 mod tests {
-    use upg_pdvm::{Weights as _, conformance::tiny_models, rotation::SplitMix64};
+    use upg_pdvm::{Weights as _, conformance::tiny_models};
 
     use super::*;
 

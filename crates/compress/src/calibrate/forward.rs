@@ -48,6 +48,14 @@ pub(crate) const MATRICES: [TensorKind; 7] = [
     TensorKind::Down,
 ];
 
+/// The same by input: matrices that are applied to one share its second moments.
+pub(crate) const SHARED: [&[TensorKind]; 4] = [
+    &[TensorKind::Q, TensorKind::K, TensorKind::V],
+    &[TensorKind::O],
+    &[TensorKind::Gate, TensorKind::Up],
+    &[TensorKind::Down],
+];
+
 impl Layer {
     pub(crate) fn load(weights: &dyn Weights, layer: usize) -> Result<Self, CompressError> {
         Self::load_with(weights.config(), layer, |name| decoded(weights, name))

@@ -78,6 +78,12 @@ impl Hessian {
         self.n
     }
 
+    /// All of it, row after row.
+    #[cfg(test)]
+    pub(crate) fn numbers(&self) -> &[f32] {
+        &self.data
+    }
+
     /// `e H eᵀ`, summed over a few rows `e`, on this thread.
     pub(crate) fn square(&self, e: &[f32]) -> f64 {
         let mut y = vec![0.0; e.len()];
@@ -90,14 +96,19 @@ impl Hessian {
     ///
     /// # Errors
     /// The Hessian again, where it is not positive definite at this damping.
-    pub(crate) fn factor(mut self, damping: f64) -> Result<Factor, Self> {
+    pub(crate) fn factor(self, damping: f64) -> Result<Factor, Self> {
+        self.factor_in(damping, GROUP)
+    }
+
+    /// The same, diagonal in blocks of `block` columns, a divisor of [`SPAN`] and of all columns.
+    pub(crate) fn factor_in(mut self, damping: f64, block: usize) -> Result<Factor, Self> {
         let n = self.n;
         let diagonal: Vec<f32> = (0..n).map(|i| self.data[i * n + i]).collect();
         let mean = diagonal.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64;
         let extra = (damping * mean) as f32;
         (0..n).for_each(|i| self.data[i * n + i] += extra);
         match cholesky(&mut self.data, n) {
-            Ok(_) => Ok(Factor::new(self.data, n)),
+            Ok(_) => Ok(Factor::new(self.data, n, block)),
             Err(NotPositive) => {
                 // Only the lower triangle was written.
                 for (i, diagonal) in diagonal.into_iter().enumerate() {
@@ -120,38 +131,39 @@ impl AddAssign<&Hessian> for Hessian {
 /// Columns between which errors are passed on block by block; from all columns behind them, by one product.
 pub(crate) const SPAN: usize = 8 * GROUP;
 
-/// `H = (1 + L) D (1 + L)ᵀ`, `L` strictly lower and `D` diagonal in blocks of [`GROUP`] columns (QuIP#, Tseng et al.
-/// 2024). With `D = C Cᵀ` block by block, the error of the outputs is `‖e (1 + L) C‖²`.
+/// `H = (1 + L) D (1 + L)ᵀ`, `L` strictly lower and `D` diagonal in blocks of some columns (QuIP#, Tseng et al. 2024). With `D = C Cᵀ` block by block, the error of the outputs is `‖e (1 + L) C‖²`.
 pub(crate) struct Factor {
     n: usize,
+    /// Columns of a block.
+    block: usize,
     /// `1 + L`. What is above the diagonal holds zeros as far as its span goes, and nothing of meaning behind.
     l: Vec<f32>,
-    /// `C`: `[n / GROUP, GROUP, GROUP]`, lower triangular each.
+    /// `C`: `[n / block, block, block]`, lower triangular each.
     c: Vec<f32>,
 }
 
 impl Factor {
     /// From a Cholesky factor: block column `k` of `1 + L` is the factor's times the inverse of its diagonal block.
-    fn new(mut l: Vec<f32>, n: usize) -> Self {
+    fn new(mut l: Vec<f32>, n: usize, block: usize) -> Self {
         let blocks: Vec<[Vec<f32>; 2]> =
-            (0..n / GROUP).into_par_iter().map(|k| diagonal_block(&l, n, k * GROUP)).collect();
-        l.par_chunks_mut(GROUP * n).enumerate().for_each(|(i, rows)| {
+            (0..n / block).into_par_iter().map(|k| diagonal_block(&l, n, (k * block, block))).collect();
+        l.par_chunks_mut(block * n).enumerate().for_each(|(i, rows)| {
             for (k, [_, inverse]) in blocks[..i].iter().enumerate() {
-                let columns = k * GROUP..(k + 1) * GROUP;
+                let columns = k * block..(k + 1) * block;
                 let old = View::rows(rows, n).columns(columns.clone());
-                let mut new = [0.0; GROUP * GROUP];
-                multiply(ViewMut::rows(&mut new, GROUP), Into::Fresh, old, View::rows(inverse, GROUP));
-                for (row, new) in rows.chunks_exact_mut(n).zip(new.chunks_exact(GROUP)) {
+                let mut new = vec![0.0; block * block];
+                multiply(ViewMut::rows(&mut new, block), Into::Fresh, old, View::rows(inverse, block));
+                for (row, new) in rows.chunks_exact_mut(n).zip(new.chunks_exact(block)) {
                     row[columns.clone()].copy_from_slice(new);
                 }
             }
-            let first = i * GROUP;
+            let first = i * block;
             for (r, row) in rows.chunks_exact_mut(n).enumerate() {
                 row[first..n.min(first / SPAN * SPAN + SPAN)].fill(0.0);
                 row[first + r] = 1.0;
             }
         });
-        Self { n, l, c: blocks.into_iter().flat_map(|[block, _]| block).collect() }
+        Self { n, block, l, c: blocks.into_iter().flat_map(|[own, _]| own).collect() }
     }
 
     /// `1 + L`; see there what may be used.
@@ -161,6 +173,13 @@ impl Factor {
 
     /// `x (1 + L) C` for a few rows `x`, on this thread.
     pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = self.spread(x);
+        self.weigh(&mut y, 0..self.n);
+        y
+    }
+
+    /// `x (1 + L)` for a few rows `x`, on this thread.
+    pub(crate) fn spread(&self, x: &[f32]) -> Vec<f32> {
         let n = self.n;
         let rows = x.len() / n;
         let mut y = vec![0.0; x.len()];
@@ -170,33 +189,32 @@ impl Factor {
             let l = self.feedback().block(start..n, span);
             multiply(out, Into::Fresh, View::rows(x, n).columns(start..n), l);
         }
-        self.weigh(&mut y, 0..n);
         y
     }
 
     /// Multiplies some columns, whole blocks of them, by `C`, in place.
     pub(crate) fn weigh(&self, x: &mut [f32], columns: Range<usize>) {
-        let n = self.n;
-        let mut new = vec![0.0; x.len() / n * GROUP];
-        for first in columns.step_by(GROUP) {
-            let c = View::rows(&self.c[first * GROUP..][..GROUP * GROUP], GROUP);
-            let old = View::rows(x, n).columns(first..first + GROUP);
-            multiply(ViewMut::rows(&mut new, GROUP), Into::Fresh, old, c);
-            for (row, new) in x.chunks_exact_mut(n).zip(new.chunks_exact(GROUP)) {
-                row[first..first + GROUP].copy_from_slice(new);
+        let (n, block) = (self.n, self.block);
+        let mut new = vec![0.0; x.len() / n * block];
+        for first in columns.step_by(block) {
+            let c = View::rows(&self.c[first * block..][..block * block], block);
+            let old = View::rows(x, n).columns(first..first + block);
+            multiply(ViewMut::rows(&mut new, block), Into::Fresh, old, c);
+            for (row, new) in x.chunks_exact_mut(n).zip(new.chunks_exact(block)) {
+                row[first..first + block].copy_from_slice(new);
             }
         }
     }
 }
 
-/// The diagonal block of a Cholesky factor that starts at column `start`, and its inverse.
-fn diagonal_block(l: &[f32], n: usize, start: usize) -> [Vec<f32>; 2] {
-    let mut block = vec![0.0; GROUP * GROUP];
-    for i in 0..GROUP {
+/// The diagonal block of a Cholesky factor of `size` columns that starts at column `start`, and its inverse.
+fn diagonal_block(l: &[f32], n: usize, (start, size): (usize, usize)) -> [Vec<f32>; 2] {
+    let mut block = vec![0.0; size * size];
+    for i in 0..size {
         for j in 0..=i {
-            block[i * GROUP + j] = f64::from(l[(start + i) * n + start + j]);
+            block[i * size + j] = f64::from(l[(start + i) * n + start + j]);
         }
     }
-    let inverse = invert_lower(&block, GROUP);
+    let inverse = invert_lower(&block, size);
     [block, inverse].map(|x| x.into_iter().map(|x| x as f32).collect())
 }

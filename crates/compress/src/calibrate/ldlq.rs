@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use upg_codec::{Bits, Encoder, GROUP, decode_row};
 
 use super::{
+    heads::ROWS,
     hessian::{Factor, SPAN},
     linalg::{Into, View, ViewMut, dot, multiply},
 };
@@ -43,13 +44,54 @@ pub(crate) fn round(bits: Bits, x: &[f32], factor: &Factor, cols: usize) -> Roun
         .zip(codes.par_chunks_mut(TASK_ROWS * row_bytes))
         .zip(energies.par_iter_mut())
         .for_each(|(((x, scales), codes), energy)| {
-            *energy = Task { bits, cols, x, factor }.run(scales, codes);
+            *energy = Task { bits, cols, x, factor, given: None }.run(scales, codes);
         });
     // In the order of the rows: the sum must not depend on the threads.
     let energy = energies.into_iter().fold(Energy::default(), |mut sum, e| {
         sum += e;
         sum
     });
+    Rounded { scales, codes, energy }
+}
+
+/// The same, errors passed on between the rows of each head as well, from the last to the first: `heads` are factors of what
+/// errors of their rows do together.
+///
+/// Rows `r` are rounded from what errors of columns ask, and `Σ_{s > r} M[s, r] e[s] (1 + L)` besides: `e` errors of the
+/// rows done, `M` their head's feedback (YAQA, Tseng, Sun and De Sa 2025).
+pub(crate) fn round_heads(bits: Bits, x: &[f32], factor: &Factor, heads: &[Factor], cols: usize) -> Rounded {
+    let (rows, row_bytes) = (x.len() / cols, cols / GROUP * bits.group_bytes());
+    let dim = rows / heads.len();
+    let (mut scales, mut codes) = (vec![f16::ZERO; rows], vec![0; rows * row_bytes]);
+    // Errors of the rows done, times 1 + L.
+    let mut spread = vec![0.0; rows * cols];
+    let mut energy = Energy::default();
+    for first in (0..dim).step_by(ROWS).rev() {
+        let done = first + ROWS..dim;
+        let mut given = vec![0.0; heads.len() * ROWS * cols];
+        let all = given.par_chunks_mut(ROWS * cols).zip(spread.par_chunks(dim * cols)).zip(heads);
+        all.for_each(|((given, spread), head)| {
+            let m = head.feedback().block(done.clone(), first..first + ROWS).t();
+            let spread = View::rows(spread, cols).block(done.clone(), 0..cols);
+            multiply(ViewMut::rows(given, cols), Into::Fresh, m, spread);
+        });
+        // These rows of all heads: one head's are too few for a product.
+        let own: Vec<usize> =
+            (0..heads.len()).flat_map(|head| head * dim + first..head * dim + first + ROWS).collect();
+        let x: Vec<f32> = own.iter().flat_map(|row| &x[row * cols..][..cols]).copied().collect();
+        let parts = x.par_chunks(TASK_ROWS * cols).zip(given.par_chunks(TASK_ROWS * cols));
+        let parts: Vec<Part> =
+            parts.map(|(x, given)| Task { bits, cols, x, factor, given: Some(given) }.part()).collect();
+        for (part, own) in parts.into_iter().zip(own.chunks(TASK_ROWS)) {
+            energy += part.energy;
+            for (i, row) in own.iter().enumerate() {
+                scales[*row] = part.scales[i];
+                codes[row * row_bytes..][..row_bytes]
+                    .copy_from_slice(&part.codes[i * row_bytes..][..row_bytes]);
+                spread[row * cols..][..cols].copy_from_slice(&part.spread[i * cols..][..cols]);
+            }
+        }
+    }
     Rounded { scales, codes, energy }
 }
 
@@ -77,18 +119,47 @@ pub(crate) fn values(bits: Bits, scales: &[f16], codes: &[u8], cols: usize) -> V
     out
 }
 
+/// Some rows of a matrix in T8.
+struct Part {
+    scales: Vec<f16>,
+    codes: Vec<u8>,
+    /// Their errors times `1 + L`.
+    spread: Vec<f32>,
+    energy: Energy,
+}
+
 /// A few rows to round on one thread.
 struct Task<'a> {
     bits: Bits,
     cols: usize,
     x: &'a [f32],
     factor: &'a Factor,
+    /// What errors of other rows ask of these, in the coordinates of [`Factor::spread`].
+    given: Option<&'a [f32]>,
 }
 
 impl Task<'_> {
+    /// Rounds the rows; their energy is without what errors of other rows asked.
+    fn part(&self) -> Part {
+        let (rows, row_bytes) = (self.x.len() / self.cols, self.cols / GROUP * self.bits.group_bytes());
+        let (mut scales, mut codes) = (vec![f16::ZERO; rows], vec![0; rows * row_bytes]);
+        self.run(&mut scales, &mut codes);
+        let found = values(self.bits, &scales, &codes, self.cols);
+        let errors: Vec<f32> = self.x.iter().zip(found).map(|(x, found)| x - found).collect();
+        let (truth, spread) = (self.factor.apply(self.x), self.factor.spread(&errors));
+        let mut left = spread.clone();
+        self.factor.weigh(&mut left, 0..self.cols);
+        let energy = Energy { signal: dot(&truth, &truth), noise: dot(&left, &left) };
+        Part { scales, codes, spread, energy }
+    }
+
     fn run(&self, scales: &mut [f16], codes: &mut [u8]) -> Energy {
         let cols = self.cols;
-        let truth = self.factor.apply(self.x);
+        let mut truth = self.factor.spread(self.x);
+        if let Some(given) = self.given {
+            truth.iter_mut().zip(given).for_each(|(truth, given)| *truth += given);
+        }
+        self.factor.weigh(&mut truth, 0..cols);
         for (scale, row) in scales.iter_mut().zip(self.x.chunks_exact(cols)) {
             *scale = first_scale(self.bits, row);
         }
@@ -131,9 +202,13 @@ impl Task<'_> {
             let width = span.len();
             // What the errors of columns already rounded ask of these.
             let mut asked = vec![0.0; rows * width];
+            if let Some(given) = self.given {
+                let given = given.chunks_exact(cols).flat_map(|given| &given[span.clone()]);
+                asked.iter_mut().zip(given).for_each(|(asked, given)| *asked = *given);
+            }
             let done = View::rows(&errors, cols).columns(span.end..cols);
             let l = self.factor.feedback().block(span.end..cols, span.clone());
-            multiply(ViewMut::rows(&mut asked, width), Into::Fresh, done, l);
+            multiply(ViewMut::rows(&mut asked, width), Into::Plus, done, l);
             for first in span.clone().step_by(GROUP).rev() {
                 for (r, units) in units.chunks_exact_mut(GROUP).enumerate() {
                     let inverse = 1.0 / scales[r].to_f32();
@@ -188,7 +263,10 @@ fn first_scale(bits: Bits, row: &[f32]) -> f16 {
 mod tests {
     use upg_pdvm::rotation::SplitMix64;
 
-    use super::{super::hessian::Hessian, *};
+    use super::{
+        super::{heads::factors, hessian::Hessian},
+        *,
+    };
 
     fn gaussian(len: usize, seed: u64) -> Vec<f32> {
         let mut random = SplitMix64(seed);
@@ -224,6 +302,54 @@ mod tests {
         assert!((fed.energy.noise / fed_error - 1.0).abs() < 0.02, "{:?} is not {fed_error}", fed.energy);
         let signal = hessian.square(&w);
         assert!((fed.energy.signal / signal - 1.0).abs() < 0.02, "{:?} is not {signal}", fed.energy);
+    }
+
+    /// `tr(G e H eᵀ)` of one head.
+    fn joint(gradients: &Hessian, error: &[f32], hessian: &Hessian) -> f64 {
+        let (rows, cols) = (gradients.width(), hessian.width());
+        let product = |a: &[f32], a_cols: usize, b: &[f32], b_cols: usize| {
+            let mut c = vec![0.0; a.len() / a_cols * b_cols];
+            multiply(
+                ViewMut::rows(&mut c, b_cols),
+                Into::Fresh,
+                View::rows(a, a_cols),
+                View::rows(b, b_cols),
+            );
+            c
+        };
+        let seen = product(error, cols, hessian.numbers(), cols);
+        dot(&product(gradients.numbers(), rows, &seen, cols), error)
+    }
+
+    #[test]
+    fn rows_of_a_head_make_up_for_each_other() {
+        let (dim, cols, bits) = (32, 96, Bits::B3);
+        let (w, hessian) = (gaussian(2 * dim * cols, 4), correlated(cols));
+        // Gradients of five directions, and a little of all others.
+        let directions = gaussian(5 * 2 * dim, 5);
+        let mut gradients = gaussian(400 * 2 * dim, 6);
+        for (g, along) in gradients.chunks_exact_mut(2 * dim).zip(gaussian(400 * 5, 7).chunks_exact(5)) {
+            for (i, g) in g.iter_mut().enumerate() {
+                *g = 0.2 * *g + (0..5).map(|d| along[d] * directions[d * 2 * dim + i]).sum::<f32>();
+            }
+        }
+        let factor = hessian.clone().factor(0.1).ok().unwrap();
+        let heads = factors(&gradients, 2 * dim, dim).unwrap();
+        let alone = round(bits, &w, &factor, cols);
+        let together = round_heads(bits, &w, &factor, &heads, cols);
+        let [alone, together] = [alone, together].map(|rounded| {
+            let found = values(bits, &rounded.scales, &rounded.codes, cols);
+            let error: Vec<f32> = w.iter().zip(found).map(|(w, f)| w - f).collect();
+            error
+                .chunks_exact(dim * cols)
+                .enumerate()
+                .map(|(head, error)| {
+                    let own = gradients.chunks_exact(2 * dim).flat_map(|g| &g[head * dim..][..dim]);
+                    joint(&Hessian::of(&own.copied().collect::<Vec<f32>>(), dim), error, &hessian)
+                })
+                .sum::<f64>()
+        });
+        assert!(together < 0.5 * alone, "{together} of {alone}");
     }
 
     #[test]

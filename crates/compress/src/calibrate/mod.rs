@@ -6,6 +6,7 @@ mod cost;
 mod feedback;
 mod forward;
 mod head;
+mod heads;
 mod hessian;
 mod ldlq;
 mod linalg;

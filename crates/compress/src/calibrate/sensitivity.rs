@@ -13,7 +13,7 @@ use upg_pdvm::rotation::SplitMix64;
 
 use super::{
     cost::{Moments, gradients},
-    forward::{Activations, Forward, Layer, MATRICES},
+    forward::{Activations, Forward, Layer, MATRICES, SHARED},
     head::Head,
     ldlq::values,
     linalg::dot,
@@ -29,14 +29,6 @@ const PROBE: Bits = Bits::B3;
 const EARLY: usize = 8;
 
 const MLP: [TensorKind; 3] = [TensorKind::Gate, TensorKind::Up, TensorKind::Down];
-
-/// Matrices that are applied to the same input.
-const SHARED: [&[TensorKind]; 4] = [
-    &[TensorKind::Q, TensorKind::K, TensorKind::V],
-    &[TensorKind::O],
-    &[TensorKind::Gate, TensorKind::Up],
-    &[TensorKind::Down],
-];
 
 /// Tokens whose logits one task holds.
 const TASK_TOKENS: usize = 32;

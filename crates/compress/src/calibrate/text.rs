@@ -2,7 +2,7 @@
 
 use upg_format::ModelConfig;
 
-use super::measure::whole_sequences;
+use super::{heads::SEQUENCES, measure::whole_sequences};
 use crate::CompressError;
 
 /// One sequence of this many is held out: it chooses the damping.
@@ -98,8 +98,8 @@ impl Calibration {
 }
 
 /// The largest of: the embedding with its codes; rounding `down` (its inputs, its Hessian, the streams, the layer); and
-/// the passes that measure sensitivities (the streams before each layer; the head, or a layer). A thread holds one
-/// sequence's activations besides.
+/// the passes that measure sensitivities (the streams before each layer; the head, or a layer). Gradients of queries and keys
+/// are gone before `down`'s Hessian is there. A thread holds one sequence's activations besides.
 fn bytes(config: &ModelConfig, tokens: usize, ctx: usize) -> u64 {
     let [hidden, mlp, q, kv] =
         [config.hidden, config.mlp, config.q_width(), config.kv_width()].map(|n| n as u64);
@@ -107,7 +107,8 @@ fn bytes(config: &ModelConfig, tokens: usize, ctx: usize) -> u64 {
     let layer = hidden * (2 * q + 2 * kv + 3 * mlp);
     let head = config.vocab as u64 * hidden;
     let own = threads * (ctx as u64 * (4 * mlp + 6 * hidden + 4 * q) + 2 * (ctx * ctx) as u64);
-    let rounding = tokens * (mlp + 2 * hidden) + mlp * mlp + layer + own;
+    let gradients = tokens.min((SEQUENCES * ctx) as u64) * 2 * (q + kv);
+    let rounding = tokens * (mlp + 2 * hidden) + (mlp * mlp).max(gradients) + layer + own;
     let streams = config.layers + 4;
     let sensed = tokens.min(SENSED as u64);
     // A layer's inputs, and their products: as they are, factored, and at each damping.

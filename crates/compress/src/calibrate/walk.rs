@@ -7,8 +7,9 @@ use upg_format::{Encoding, TensorKind, TensorName};
 use super::{
     clock::{Clock, Phase},
     feedback::{Candidate, Choice, Inputs, sampled},
-    forward::{Activations, Forward, Layer, decoded},
-    ldlq::{Rounded, round, round_nearest, values},
+    forward::{Activations, Forward, Layer, SHARED, decoded},
+    heads::Heads,
+    ldlq::{Rounded, round, round_heads, round_nearest, values},
     output::Outputs,
     text::Calibration,
 };
@@ -26,6 +27,9 @@ pub(crate) enum Outcome<'a> {
 pub(crate) trait Store {
     /// A matrix is begun: how it is to be stored.
     fn start(&mut self, name: TensorName) -> Result<Encoding, CompressError>;
+
+    /// Whether a tensor is in the file.
+    fn is_known(&self, name: TensorName) -> bool;
 
     /// The numbers of a tensor that is in the file.
     fn known(&self, name: TensorName) -> Result<Option<Vec<f32>>, CompressError>;
@@ -70,7 +74,7 @@ impl<'a> Walk<'a> {
 
     /// Compresses the next layer, the `index`-th.
     pub(crate) fn layer(&mut self, index: usize, store: &mut dyn Store) -> Result<(), CompressError> {
-        use TensorKind::*;
+        let [qkv, o, gate_up, down] = SHARED;
         // What is in the file already need not be read (and perhaps fetched) again.
         let mut layer = self.clock.time(Phase::Weights, || {
             Layer::load_with(self.folded.config(), index, |name| match store.known(name)? {
@@ -79,6 +83,8 @@ impl<'a> Walk<'a> {
             })
         })?;
         let (mut x, mut h) = (mem::take(&mut self.x), mem::take(&mut self.h));
+        let normed = self.forward.normed(&x); // [tokens, hidden]
+        let heads = self.heads(index, &mut layer, &normed, store)?;
         let mut stage = |layer: &mut Layer, kinds: &[TensorKind], input: &[f32]| {
             let mut rest = Vec::new();
             for kind in kinds {
@@ -88,21 +94,20 @@ impl<'a> Walk<'a> {
                     None => rest.push(name),
                 }
             }
-            self.stage(&rest, layer, input, store)
+            self.stage(&rest, layer, (input, heads.as_ref()), store)
         };
-        let normed = self.forward.normed(&x); // [tokens, hidden]
-        stage(&mut layer, &[Q, K, V], &normed)?;
+        stage(&mut layer, qkv, &normed)?;
         let a = self.clock.time(Phase::Forward, || self.forward.attended(&layer, &normed)); // [tokens, heads·head_dim]
         drop(normed);
-        stage(&mut layer, &[O], &a)?;
-        self.clock.time(Phase::Forward, || self.forward.add(&layer, O, &a, &mut x));
+        stage(&mut layer, o, &a)?;
+        self.clock.time(Phase::Forward, || self.forward.add(&layer, TensorKind::O, &a, &mut x));
         drop(a);
         let normed = self.forward.normed(&x); // [tokens, hidden]
-        stage(&mut layer, &[Gate, Up], &normed)?;
+        stage(&mut layer, gate_up, &normed)?;
         self.clock.time(Phase::Forward, || self.forward.activated_in(&mut h, &layer, &normed)); // [tokens, mlp]
         drop(normed);
-        stage(&mut layer, &[Down], &h)?;
-        self.clock.time(Phase::Forward, || self.forward.add(&layer, Down, &h, &mut x));
+        stage(&mut layer, down, &h)?;
+        self.clock.time(Phase::Forward, || self.forward.add(&layer, TensorKind::Down, &h, &mut x));
         (self.x, self.h) = (x, h);
         Ok(())
     }
@@ -112,12 +117,36 @@ impl<'a> Walk<'a> {
         Outputs::new(&self.forward, &self.x, self.learning)
     }
 
+    /// How errors of queries and keys are passed on within heads, where one of their matrices is still to be rounded: by the
+    /// layer's own weights, so that a run that is gone on with does not see what it has rounded before.
+    fn heads(
+        &self,
+        index: usize,
+        layer: &mut Layer,
+        normed: &[f32],
+        store: &dyn Store,
+    ) -> Result<Option<Heads>, CompressError> {
+        let [q, k, v] =
+            [TensorKind::Q, TensorKind::K, TensorKind::V].map(|kind| TensorName::new(index, kind));
+        if store.is_known(q) && store.is_known(k) {
+            return Ok(None);
+        }
+        let mut known = Vec::new();
+        for name in [q, k, v].into_iter().filter(|name| store.is_known(*name)) {
+            let own = self.clock.time(Phase::Weights, || decoded(self.folded, name))?;
+            known.push((name.kind(), mem::replace(layer.matrix_mut(name.kind()), own)));
+        }
+        let heads = self.clock.time(Phase::Moments, || Heads::new(&self.forward, layer, normed));
+        known.into_iter().for_each(|(kind, numbers)| *layer.matrix_mut(kind) = numbers);
+        Ok(Some(heads))
+    }
+
     /// Rounds matrices that are applied to the same `input`, and puts what they became in their place.
     fn stage(
         &self,
         names: &[TensorName],
         layer: &mut Layer,
-        input: &[f32],
+        (input, heads): (&[f32], Option<&Heads>),
         store: &mut dyn Store,
     ) -> Result<(), CompressError> {
         let mut coded = Vec::new();
@@ -146,7 +175,10 @@ impl<'a> Walk<'a> {
         for ((name, bits), fed) in coded.into_iter().zip(choice.fed) {
             let w = layer.matrix_mut(name.kind());
             let rounded = self.clock.time(Phase::Rounding, || match factor.as_ref().filter(|_| fed) {
-                Some(factor) => round(bits, w, factor, width),
+                Some(factor) => match heads.and_then(|heads| heads.of(name.kind())) {
+                    Some(heads) => round_heads(bits, w, factor, heads, width),
+                    None => round(bits, w, factor, width),
+                },
                 None => round_nearest(bits, w, width),
             });
             if let Some(row) = rounded.scales.iter().position(|scale| !scale.is_finite()) {
