@@ -43,6 +43,7 @@ __device__ __forceinline__ void copies_done() {
 constexpr u32 SPAN_BYTES = SPAN * 2;
 __device__ __forceinline__ u32 act_at(u32 lane_at, int quad) { return (lane_at ^ quad << 5) + quad * 512; }
 constexpr float ACT_MOST = 16383.f;
+constexpr float ACT_LEAST = 1e-30f;  // a vector of smaller numbers is zero: its inverse step would overflow
 
 constexpr int MAX_CHUNKS = 48;       // the widest input: 24,576 columns
 
@@ -130,7 +131,8 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
     if (lane == 0) { sh.reduce[warp] = largest; sh.reduce[WARPS + warp] = squares; }
     __syncthreads();
     largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(sh.reduce[lane % WARPS])));
-    const float inverse = largest > 0.f ? __fdividef(ACT_MOST, largest) : 0.f;
+    const bool some = largest > ACT_LEAST;
+    const float inverse = some ? __fdividef(ACT_MOST, largest) : 0.f;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         const int chunk = c * WARPS + warp;
@@ -148,7 +150,7 @@ template <int CHUNKS> __device__ __forceinline__ void quantise(const Instruction
     }
     __syncthreads();
     // Needed in the epilogue only, so others multiply meanwhile.
-    sh.step = largest > 0.f ? largest * (1.f / ACT_MOST) : 1.f;
+    sh.step = some ? largest * (1.f / ACT_MOST) : 0.f;
     if (!in.norm) return;
     squares = sh.reduce[WARPS + lane % WARPS];
     for (int o = WARPS / 2; o; o /= 2) squares += __shfl_xor_sync(~0u, squares, o);
