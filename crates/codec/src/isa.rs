@@ -11,7 +11,7 @@ pub enum Isa {
     NeonDot,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// [`Isa::Avx2`] with AVX-VNNI.
+    /// [`Isa::Avx2`] with AVX-VNNI and GFNI, which every processor that has the one has.
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, VBMI and VNNI.
     Avx512,
@@ -55,7 +55,9 @@ impl Isa {
                 Isa::Scalar => true,
                 Isa::Neon | Isa::NeonDot => false,
                 Isa::Avx2 => avx2,
-                Isa::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
+                Isa::AvxVnni => {
+                    avx2 && is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("gfni")
+                }
                 Isa::Avx512 => {
                     avx2 && is_x86_feature_detected!("avx512f")
                         && is_x86_feature_detected!("avx512bw")

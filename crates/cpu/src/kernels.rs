@@ -110,7 +110,7 @@ const PREFETCH: usize = 4096;
 /// Prefetches as many bytes as a tile of `K` bits a weight has, some way ahead.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch<const K: usize>(tile: *const u8) {
+pub(crate) fn prefetch<const K: usize>(tile: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for line in 0..2 * K {
         // SAFETY: a prefetch may have any address.

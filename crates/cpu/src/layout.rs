@@ -141,7 +141,7 @@ pub(crate) fn planar_column(i: usize) -> usize {
 
 /// The column of a chunk whose activation the AVX-512 kernel multiplies in place `i`: byte `j` of quadword `q` of
 /// vector `v` is weight `16·(q mod 2) + 8·v + j` of group `q / 2`.
-pub(crate) fn spread_column(i: usize) -> usize {
+pub(crate) const fn spread_column(i: usize) -> usize {
     let (v, q, j) = (i / 64, i % 64 / 8, i % 8);
     q / 2 * GROUP + q % 2 * 16 + v * 8 + j
 }

@@ -10,18 +10,18 @@ use crate::{
     kernels::{KernelScratch, peak},
     layout::Layout,
     matrix::{Input, Matrix},
-    memory::{Arena, Region},
+    memory::Arena,
     per_isa::per_isa,
     pool::Pool,
     quantize::Quantized,
 };
 
-/// Bytes read in a pass: more than caches hold.
+/// Bytes that are read over and over: more than caches hold.
 const BUFFER: usize = 512 << 20;
-/// Bytes that a thread takes at a time.
+/// The least of them for a thread, since the cache grows with the cores.
+const LEAST_PART: usize = 64 << 20;
+/// Bytes that a thread reads between two looks at the clock.
 const BLOCK: usize = 1 << 20;
-/// Passes. The fastest counts: what slows the others is not the memory.
-const PASSES: usize = 8;
 
 /// The fastest that `threads` threads read memory (in huge pages, where the system grants them) and do nothing else,
 /// in GB (10⁹ bytes) a second.
@@ -30,34 +30,39 @@ const PASSES: usize = 8;
 /// Where the system has no room for the buffer, or refuses a thread.
 pub fn read_bandwidth(isa: Isa, threads: usize) -> Result<f64, MachineError> {
     let mut pool = start(threads)?;
-    let mut buffer = Arena::default().take(BUFFER)?;
-    // A page that was never written is the system's one page of zeroes, which the cache holds.
-    buffer.fill(1);
-    let buffer = buffer.freeze();
-    let fastest = (0..PASSES).map(|_| pass(isa, &mut pool, &buffer)).fold(f64::INFINITY, f64::min);
-    Ok(BUFFER as f64 / fastest / 1e9)
+    let part = (BUFFER / threads / BLOCK * BLOCK).max(LEAST_PART);
+    let mut buffer = Arena::default().take(threads * part)?;
+    touch(&mut pool, buffer.chunks_exact_mut(part));
+    // Some processors read faster when the program asks ahead, as the kernels do, others when it leaves that to them.
+    let blocks = [false, true].map(|ahead| {
+        let readers = buffer.chunks_exact(part).map(|part| part.chunks_exact(BLOCK).cycle());
+        fastest_window(&mut pool, readers, &|blocks| {
+            if let Some(block) = blocks.next() {
+                black_box(digest(isa, block, ahead));
+            }
+        })
+    });
+    let blocks = blocks[0].max(blocks[1]);
+    Ok(blocks * BLOCK as f64 / 1e9)
 }
 
-/// Seconds to read the buffer once.
-fn pass(isa: Isa, pool: &mut Pool, buffer: &Region) -> f64 {
-    let mut sums = vec![0; pool.threads()];
-    let started = Instant::now();
-    pool.items(&mut sums, BUFFER / BLOCK, &|sum, block| {
-        *sum ^= digest(isa, &buffer[block * BLOCK..][..BLOCK]);
+/// Writes to every part, each by the thread that reads it, so that it lies in memory near that one. A page that was
+/// never written would be the system's one page of zeroes, which the cache holds.
+fn touch<'a>(pool: &mut Pool, parts: impl Iterator<Item = &'a mut [u8]>) {
+    let mut parts: Vec<_> = parts.map(|part| (part, false)).collect();
+    let threads = pool.threads();
+    pool.items(&mut parts, threads, &|(part, touched), _| {
+        part.fill(1);
+        *touched = true;
     });
-    let seconds = started.elapsed().as_secs_f64();
-    black_box(sums);
-    seconds
+    // A thread that came too late to touch its own.
+    parts.iter_mut().filter(|(_, touched)| !touched).for_each(|(part, _)| part.fill(1));
 }
 
 /// Columns of the matrix of [`kernel_rate`].
 const COLS: usize = 5120;
 /// Its rows: at 3 bits it fits a core's second-level cache.
 const ROWS: usize = 64;
-/// Products, or rounds of multiplications, in a timing: some milliseconds on one thread.
-const PRODUCTS: usize = 64;
-/// See [`PRODUCTS`].
-const ROUNDS: usize = 200_000;
 
 /// The fastest that `threads` threads decode T8 weights of 3 bits that are in their caches and multiply them by one
 /// vector, in 10⁹ weights a second.
@@ -76,14 +81,15 @@ pub fn kernel_rate(isa: Isa, threads: usize) -> Result<f64, MachineError> {
     let x: Vec<f32> = (0..COLS).map(|i| (i as f32).sin()).collect();
     quantized[0].set(isa, &x);
     let input = Input { x: &x, quantized: &quantized };
-    let seconds = fastest_share(threads, &|| {
-        let (mut y, mut scratch) = (vec![0.0; ROWS], KernelScratch::new(COLS, 1));
-        for _ in 0..PRODUCTS {
-            matrix.multiply(isa, 0..ROWS, input, black_box(&mut y), &mut scratch);
-        }
-    })?;
-    Ok((threads * PRODUCTS * ROWS * COLS) as f64 / seconds / 1e9)
+    let mine = (0..threads).map(|_| (vec![0.0; ROWS], KernelScratch::new(COLS, 1)));
+    let products = fastest_window(&mut start(threads)?, mine, &|(y, scratch)| {
+        matrix.multiply(isa, 0..ROWS, input, black_box(y), scratch);
+    });
+    Ok(products * (ROWS * COLS) as f64 / 1e9)
 }
+
+/// Rounds of multiplications between two looks at the clock.
+const ROUNDS: usize = 20_000;
 
 /// The fastest that `threads` threads multiply as products with many tokens do, in registers, in 10⁹ multiply-adds a
 /// second.
@@ -92,21 +98,66 @@ pub fn kernel_rate(isa: Isa, threads: usize) -> Result<f64, MachineError> {
 /// Where the system refuses a thread.
 pub fn multiply_peak(isa: Isa, threads: usize) -> Result<f64, MachineError> {
     let done = peak::multiply(isa, ROUNDS) as f64;
-    let seconds = fastest_share(threads, &|| {
+    let runs = fastest_window(&mut start(threads)?, (0..threads).map(|_| ()), &|()| {
         black_box(peak::multiply(isa, ROUNDS));
-    })?;
-    Ok(threads as f64 * done / seconds / 1e9)
+    });
+    Ok(runs * done / 1e9)
 }
 
-/// The least seconds that as many runs of `work` as there are threads took, side by side.
-fn fastest_share(threads: usize, work: &(dyn Fn() + Sync)) -> Result<f64, MachineError> {
-    let mut pool = start(threads)?;
-    let mut times = (0..PASSES).map(|_| {
-        let started = Instant::now();
-        pool.items(&mut vec![(); threads], threads, &|(), _| work());
-        started.elapsed().as_secs_f64()
+/// Seconds that threads are watched.
+const WATCHED: f64 = 0.3;
+
+/// Seconds of a window: long against a unit of work, short against a neighbour's turn on a shared host.
+const WINDOW: f64 = 0.02;
+
+/// How many times a second all threads together did `unit`, in the best of many windows.
+///
+/// Each thread has one of `mine`, and goes on by itself until the time is up. So what slows the others down (threads that
+/// start late, cores that are still speeding up, the system's and a host's other programs) lowers no more than its own
+/// window: the result is an upper bound of what can be had, as a limit has to be.
+fn fastest_window<S: Send>(
+    pool: &mut Pool,
+    mine: impl Iterator<Item = S>,
+    unit: &(dyn Fn(&mut S) + Sync),
+) -> f64 {
+    let mut threads: Vec<(S, Stamps)> = mine.map(|mine| (mine, Stamps::default())).collect();
+    let (count, started) = (pool.threads(), Instant::now());
+    pool.items(&mut threads, count, &|(mine, stamps), _| {
+        let mut now = stamps.take(started);
+        while now < WATCHED {
+            unit(mine);
+            now = stamps.take(started);
+        }
     });
-    Ok(times.by_ref().fold(f64::INFINITY, f64::min))
+    let halves = (2.0 * WATCHED / WINDOW) as usize;
+    let windows = (0..halves - 1).map(|half| {
+        let [from, to] = [half, half + 2].map(|half| half as f64 * WINDOW / 2.0);
+        threads.iter().map(|(_, stamps)| stamps.done(to) - stamps.done(from)).sum::<f64>() / WINDOW
+    });
+    windows.fold(0.0, f64::max)
+}
+
+/// The seconds at which a thread began its first unit of work and ended each.
+#[derive(Default)]
+struct Stamps(Vec<f64>);
+
+impl Stamps {
+    /// Notes, and returns, the seconds since `started`.
+    fn take(&mut self, started: Instant) -> f64 {
+        let now = started.elapsed().as_secs_f64();
+        self.0.push(now);
+        now
+    }
+
+    /// Units that were done at some time, with the part of the one at work.
+    fn done(&self, at: f64) -> f64 {
+        let next = self.0.partition_point(|&stamp| stamp <= at);
+        match (next.checked_sub(1).and_then(|last| self.0.get(last)), self.0.get(next)) {
+            (None, _) => 0.0,
+            (Some(_), None) => (next - 1) as f64,
+            (Some(last), Some(end)) => (next - 1) as f64 + (at - last) / (end - last),
+        }
+    }
 }
 
 fn start(threads: usize) -> Result<Pool, MachineError> {
@@ -117,10 +168,13 @@ fn start(threads: usize) -> Result<Pool, MachineError> {
 
 per_isa! {
     /// A number that needs every byte of `bytes` (a multiple of 128 long), at less cost than loading them.
-    fn digest(bytes: &[u8]) -> u64 {
+    fn digest(bytes: &[u8], ahead: bool) -> u64 {
         let mut lanes = [0_u64; 16];
         let (chunks, _) = bytes.as_chunks::<128>();
         for chunk in chunks {
+            if ahead {
+                prefetch(chunk);
+            }
             let (words, _) = chunk.as_chunks::<8>();
             for (lane, word) in lanes.iter_mut().zip(words) {
                 *lane ^= u64::from_ne_bytes(*word);
@@ -128,6 +182,13 @@ per_isa! {
         }
         lanes.into_iter().fold(0, |all, lane| all.rotate_left(1) ^ lane)
     }
+}
+
+/// Asks for as many bytes some way behind these.
+#[inline(always)]
+fn prefetch(_bytes: &[u8; 128]) {
+    #[cfg(target_arch = "x86_64")]
+    crate::kernels::prefetch::<1>(_bytes.as_ptr());
 }
 
 #[cfg(test)]
@@ -140,10 +201,25 @@ mod tests {
             let mut bytes = vec![0; 512];
             for i in 0..bytes.len() {
                 bytes[i] = 1;
-                assert_ne!(digest(isa, &bytes), 0, "byte {i} on {isa:?}");
+                assert_ne!(digest(isa, &bytes, false), 0, "byte {i} on {isa:?}");
                 bytes[i] = 0;
             }
         }
+    }
+
+    #[test]
+    fn units_are_counted_with_their_parts() {
+        let stamps = Stamps(vec![1.0, 2.0, 4.0]);
+        let done = [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 9.0].map(|at| stamps.done(at));
+        assert_eq!(done, [0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0]);
+        assert_eq!(Stamps::default().done(1.0), 0.0);
+    }
+
+    #[test]
+    fn every_part_is_touched() {
+        let mut buffer = [0; 30];
+        touch(&mut Pool::new(3).unwrap(), buffer.chunks_exact_mut(10));
+        assert_eq!(buffer, [1; 30]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) struct Quantized {
     /// The values, of whole chunks (zero past the vector's end), in the columns' order.
     pub values: Vec<i16>,
     /// The values in the order in which the layout's kernel wants them.
-    ordered: Vec<i16>,
+    pub ordered: Vec<i16>,
     /// The planes of `ordered`: `2^LOW_BITS · high + low` with both in `-32..=32`.
     pub high: Vec<i8>,
     /// See `high`.
@@ -100,6 +100,7 @@ impl Plane {
     }
 
     /// What one of the plane is worth in a value.
+    #[cfg(target_arch = "aarch64")]
     pub(crate) fn worth(self) -> i32 {
         match self {
             Plane::High => 1 << LOW_BITS,

@@ -1,12 +1,16 @@
 //! Kernels in AVX-512 VBMI and VNNI over groups in row order.
 //!
 //! Four groups of a row are spread over eight quadwords such that `vpmultishiftqb` can cut 64 states out of them at
-//! once, each state a byte; a 256-entry look-up in four registers gives the values, offset to be unsigned for
-//! `vpdpbusd`. At up to 3 bits a quadword holds 16 weights and serves for both halves of a chunk.
+//! once, each state a byte. Two look-ups and an addition give the values, offset to be unsigned for `vpdpbusd`. At up
+//! to 3 bits a quadword holds 16 weights and serves for both halves of a chunk.
+//!
+//! The look-ups are `vpermb`, of whose index six bits count: tables of 16 repeated four times make two of them idle, so
+//! that no index has to be masked. (A 256-entry look-up by `vpermi2b` is fewer instructions, but each is three of
+//! Intel's, two of them for the one unit that permutes.)
 
 use std::arch::x86_64::*;
 
-use upg_codec::{Bits, GROUP};
+use upg_codec::{Bits, GROUP, Table};
 
 use crate::{
     layout::spread_column,
@@ -25,6 +29,12 @@ pub(super) const BLOCK_CHUNKS: usize = 4;
 /// Columns of such a block.
 pub(super) const BLOCK: usize = BLOCK_CHUNKS * CHUNK;
 
+/// Rows that [`gemv`] takes at once.
+pub(super) const GEMV_ROWS: usize = 4;
+
+/// How far ahead [`gemv`] prefetches, in bytes of a row.
+const AHEAD: usize = 1024;
+
 /// What weights are offset by.
 pub(super) const OFFSET: u8 = 128;
 
@@ -40,6 +50,9 @@ pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
 
+/// Steps whose activations fill a line of the cache.
+const LINE_STEPS: usize = 16;
+
 /// The constants of one code.
 #[repr(align(64))]
 pub(super) struct Constants {
@@ -47,28 +60,51 @@ pub(super) struct Constants {
     spread: [[u8; VECTOR]; VECTORS],
     /// And the bit of its quadword at which a byte's state begins.
     shift: [[u8; VECTOR]; VECTORS],
-    /// The value of every state, offset.
-    values: [u8; 256],
+    /// What the lower nibble of a state is worth, offset, whatever the two bits above it.
+    low: [u8; VECTOR],
+    /// What the upper one is worth, likewise.
+    high: [u8; VECTOR],
 }
 
 impl Constants {
-    pub(super) fn new(bits: Bits) -> Self {
-        let k = bits.get();
-        let mut constants = Self {
-            spread: [[0; VECTOR]; VECTORS],
-            shift: [[0; VECTOR]; VECTORS],
-            values: std::array::from_fn(|state| (bits.table().value(state as u8) as u8).wrapping_add(OFFSET)),
-        };
-        for vector in 0..VECTORS {
-            for byte in 0..VECTOR {
+    /// Those of a code, made when this was compiled.
+    pub(super) fn of(bits: Bits) -> &'static Self {
+        static B2: Constants = Constants::new(Bits::B2);
+        static B3: Constants = Constants::new(Bits::B3);
+        static B4: Constants = Constants::new(Bits::B4);
+        static B5: Constants = Constants::new(Bits::B5);
+        static B6: Constants = Constants::new(Bits::B6);
+        static B8: Constants = Constants::new(Bits::B8);
+        match bits {
+            Bits::B2 => &B2,
+            Bits::B3 => &B3,
+            Bits::B4 => &B4,
+            Bits::B5 => &B5,
+            Bits::B6 => &B6,
+            Bits::B8 => &B8,
+        }
+    }
+
+    const fn new(bits: Bits) -> Self {
+        let (k, ring) = (bits.get(), bits.group_bytes());
+        let Table { low, high, .. } = bits.table();
+        let zero = [0; VECTOR];
+        let mut constants = Self { spread: [zero; VECTORS], shift: [zero; VECTORS], low: zero, high: zero };
+        let mut byte = 0;
+        while byte < VECTOR {
+            constants.low[byte] = (low[byte % 16] as u8).wrapping_add(OFFSET);
+            constants.high[byte] = high[byte % 16] as u8;
+            let mut vector = 0;
+            while vector < VECTORS {
                 // The first weight of the quadword, and the first whose state it holds.
                 let column = spread_column(vector * VECTOR + byte / 8 * 8);
                 let first = if k <= 3 { column / 16 * 16 } else { column };
                 let (group, start) = (first / GROUP, first % GROUP * k / 8);
-                let ring = bits.group_bytes();
                 constants.spread[vector][byte] = (group * ring + (start + byte % 8) % ring) as u8;
                 constants.shift[vector][byte] = ((column - first + byte % 8) * k) as u8;
+                vector += 1;
             }
+            byte += 1;
         }
         constants
     }
@@ -79,24 +115,21 @@ impl Constants {
 struct Registers {
     spread: [__m512i; VECTORS],
     shift: [__m512i; VECTORS],
-    values: [__m512i; 4],
+    low: __m512i,
+    high: __m512i,
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn registers(constants: &Constants) -> Registers {
-    let load = |bytes: &[u8]| {
-        debug_assert_eq!(bytes.len(), VECTOR);
-        // SAFETY: the slices below are a vector long.
-        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
-    };
-    let [spread_0, spread_1] = &constants.spread;
-    let [shift_0, shift_1] = &constants.shift;
-    let values = &constants.values;
+    // SAFETY: an array is a vector long.
+    let load = |bytes: &[u8; VECTOR]| unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    let Constants { spread: [spread_0, spread_1], shift: [shift_0, shift_1], low, high } = constants;
     Registers {
         spread: [load(spread_0), load(spread_1)],
         shift: [load(shift_0), load(shift_1)],
-        values: [load(&values[..64]), load(&values[64..128]), load(&values[128..192]), load(&values[192..])],
+        low: load(low),
+        high: load(high),
     }
 }
 
@@ -123,53 +156,62 @@ unsafe fn chunk<const K: usize>(codes: *const u8, r: &Registers) -> [__m512i; VE
         ]
     };
     [
-        look_up(_mm512_multishift_epi64_epi8(r.shift[0], quadwords[0]), &r.values),
-        look_up(_mm512_multishift_epi64_epi8(r.shift[1], quadwords[1]), &r.values),
+        values(_mm512_multishift_epi64_epi8(r.shift[0], quadwords[0]), r),
+        values(_mm512_multishift_epi64_epi8(r.shift[1], quadwords[1]), r),
     ]
 }
 
-/// `values[state]` of 64 states.
+/// The values of 64 states, offset.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn look_up(states: __m512i, values: &[__m512i; 4]) -> __m512i {
-    let lower = _mm512_permutex2var_epi8(values[0], states, values[1]);
-    let upper = _mm512_permutex2var_epi8(values[2], states, values[3]);
-    _mm512_mask_blend_epi8(_mm512_movepi8_mask(states), lower, upper)
+fn values(states: __m512i, r: &Registers) -> __m512i {
+    let low = _mm512_permutexvar_epi8(states, r.low);
+    // What comes from the neighbouring byte does not count.
+    let high = _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(states), r.high);
+    _mm512_add_epi8(low, high)
 }
 
-/// The sum of the products of a row with a token's activations; weights are offset.
+/// The sums of the products of some rows with a token's activations; weights are offset.
+///
+/// Four rows share the loads of activations and hide each other's latencies. Codes are prefetched `AHEAD` bytes on in a
+/// row; those past its end are of the row that comes `skip` bytes after it.
 ///
 /// # Safety
-/// `codes` points to `chunks` chunks of `K` bits a weight with [`CHUNK`] more bytes to read, and `token` has as many
-/// chunks.
+/// Each of `codes` points to `chunks` chunks of `K` bits a weight with [`CHUNK`] more bytes to read, and `token` has as
+/// many chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn gemv<const K: usize>(
-    mut codes: *const u8,
+    codes: [*const u8; GEMV_ROWS],
     chunks: usize,
+    skip: usize,
     token: &Quantized,
     constants: &Constants,
-) -> i64 {
+) -> [i64; GEMV_ROWS] {
     let r = registers(constants);
     let (mut high, mut low) = (token.high.as_ptr(), token.low.as_ptr());
-    // A chunk adds at most 4 · 255 · 32 to a lane: those of rows of up to 2^18 columns stay far below 2^31.
-    let mut sums = [[_mm512_setzero_si512(); VECTORS]; 2];
-    for _ in 0..chunks {
+    let last = chunks.saturating_sub(AHEAD / (CHUNK / 8 * K));
+    // A chunk adds at most 8 · 255 · 32 to a lane: those of rows of up to 2^18 columns stay far below 2^31.
+    let mut sums = [[_mm512_setzero_si512(); 2]; GEMV_ROWS];
+    for chunk in 0..chunks {
+        let ahead = if chunk < last { AHEAD } else { AHEAD + skip };
         // SAFETY: the caller's codes and activations, a chunk at a time; a prefetch may have any address.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(super::PREFETCH).cast());
-            let weights = chunk::<K>(codes, &r);
-            for (sums, plane) in sums.iter_mut().zip([high, low]) {
-                for (vector, sums) in sums.iter_mut().enumerate() {
-                    let values = _mm512_loadu_si512(plane.add(vector * VECTOR).cast());
-                    *sums = _mm512_dpbusd_epi32(*sums, weights[vector], values);
+            let load = |plane: *const i8, vector| _mm512_loadu_si512(plane.add(vector * VECTOR).cast());
+            let high_values = [load(high, 0), load(high, 1)];
+            let low_values = [load(low, 0), load(low, 1)];
+            for (codes, sums) in codes.iter().zip(&mut sums) {
+                let codes = codes.add(chunk * (CHUNK / 8 * K));
+                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(ahead).cast());
+                let weights = self::chunk::<K>(codes, &r);
+                for (sum, values) in sums.iter_mut().zip([high_values, low_values]) {
+                    *sum = _mm512_dpbusd_epi32(*sum, weights[0], values[0]);
+                    *sum = _mm512_dpbusd_epi32(*sum, weights[1], values[1]);
                 }
             }
-            codes = codes.add(CHUNK / 8 * K);
             (high, low) = (high.add(CHUNK), low.add(CHUNK));
         }
     }
-    let [high, low] = sums.map(|[first, second]| total(_mm512_add_epi32(first, second)));
-    (high << LOW_BITS) + low
+    sums.map(|[high, low]| (total(high) << LOW_BITS) + total(low))
 }
 
 /// The sum of all lanes.
@@ -259,50 +301,65 @@ impl Totals {
     }
 }
 
-/// Adds the products of a decoded block with a plane of `T` tokens' activations, `worth` so much each, to the tokens'
-/// totals.
+/// Adds the products of a decoded block with both planes of `T` tokens' activations to the tokens' totals. Meanwhile as
+/// many activations at `ahead` are fetched: between tokens the hardware sees no stream.
+///
+/// A block's sums of both planes stay below 512 · 255 · 2080, which is far below 2^31.
 ///
 /// # Safety
-/// `activations` points to a dword for each of the first `steps` steps, `steps` being at most [`STEPS`].
+/// Each plane's `activations` point to a dword for each of the first `steps` steps; these are a multiple of
+/// [`LINE_STEPS`], and at most [`STEPS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn tokens<const T: usize>(
     decoded: &Steps,
     steps: usize,
-    activations: [*const i32; T],
-    worth: i32,
+    activations: [[*const i32; T]; 2],
+    ahead: [[*const i32; T]; 2],
     totals: &mut [Totals; T],
 ) {
     let mut sums = [[_mm512_setzero_si512(); PAIR]; T];
-    for (step, [first, second]) in decoded[..steps].iter().enumerate() {
-        // SAFETY: each half of a step is a vector long; the caller's activations.
-        unsafe {
-            let first = _mm512_loadu_si512(first.as_ptr().cast());
-            let second = _mm512_loadu_si512(second.as_ptr().cast());
-            for (sums, activations) in sums.iter_mut().zip(activations) {
-                let activations = _mm512_set1_epi32(activations.add(step).read_unaligned());
-                sums[0] = _mm512_dpbusd_epi32(sums[0], first, activations);
-                sums[1] = _mm512_dpbusd_epi32(sums[1], second, activations);
+    // The high plane first: it is worth 2^LOW_BITS when the low one's products are added to it.
+    for (activations, ahead) in activations.into_iter().zip(ahead) {
+        // By index: iterators over arrays of vectors are not unrolled, and the sums would go through memory.
+        #[allow(clippy::needless_range_loop)]
+        for t in 0..T {
+            sums[t] = sums[t].map(|sums| _mm512_slli_epi32::<{ LOW_BITS as u32 }>(sums));
+        }
+        for (line, decoded) in decoded[..steps].chunks_exact(LINE_STEPS).enumerate() {
+            for ahead in ahead {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE_STEPS).cast());
+            }
+            for (step, [first, second]) in decoded.iter().enumerate() {
+                // SAFETY: each half of a step is a vector long; the caller's activations.
+                unsafe {
+                    let first = _mm512_loadu_si512(first.as_ptr().cast());
+                    let second = _mm512_loadu_si512(second.as_ptr().cast());
+                    for (sums, activations) in sums.iter_mut().zip(activations) {
+                        let activations = activations.add(line * LINE_STEPS + step).read_unaligned();
+                        let activations = _mm512_set1_epi32(activations);
+                        sums[0] = _mm512_dpbusd_epi32(sums[0], first, activations);
+                        sums[1] = _mm512_dpbusd_epi32(sums[1], second, activations);
+                    }
+                }
             }
         }
     }
-    let worth = _mm512_set1_epi32(worth);
-    // By index: iterators over arrays of vectors are not unrolled, and the sums would go through memory.
     #[allow(clippy::needless_range_loop)]
     for t in 0..T {
         for place in 0..PAIR {
             let sums = sums[t][place];
             let [even, odd] = &mut totals[t].0[place];
-            add(even, _mm512_mul_epi32(sums, worth));
-            add(odd, _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), worth));
+            add(even, _mm512_srai_epi64::<32>(_mm512_slli_epi64::<32>(sums)));
+            add(odd, _mm512_srai_epi64::<32>(sums));
         }
     }
 }
 
-/// Adds eight products to their totals.
+/// Adds eight sums to their totals.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn add(totals: &mut [i64; ROWS / 2], products: __m512i) {
+fn add(totals: &mut [i64; ROWS / 2], sums: __m512i) {
     let totals: *mut __m512i = totals.as_mut_ptr().cast();
     // SAFETY: eight 64-bit totals are a vector.
-    unsafe { _mm512_storeu_si512(totals, _mm512_add_epi64(_mm512_loadu_si512(totals), products)) };
+    unsafe { _mm512_storeu_si512(totals, _mm512_add_epi64(_mm512_loadu_si512(totals), sums)) };
 }

@@ -12,7 +12,7 @@ use crate::{layout::TILE_ROWS, quantize::PLANES};
 pub(super) const HALF: usize = VECTOR / 2;
 
 /// Rows of a half.
-const HALF_ROWS: usize = TILE_ROWS / 2;
+pub(super) const HALF_ROWS: usize = TILE_ROWS / 2;
 
 /// The look-up tables in registers, and masks of the lowest one, two and three bits.
 #[derive(Clone, Copy)]
@@ -103,6 +103,21 @@ unsafe fn look_up<const K: usize>(
     vqtbl1q_u8(tables[bit - 4], insert(upper, second, lowest[bit - 5]))
 }
 
+/// What both look-ups find for weight `i` (a constant once compiled) of the 16 groups of a half: their sum is the weight.
+///
+/// # Safety
+/// `half` points to a half of a tile of `K` bits a weight.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn parts<const K: usize>(half: *const u8, i: usize, tables: &Registers) -> [int8x16_t; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = look_up::<K>(half, K * i, &tables.low, &tables.lowest);
+        let high = look_up::<K>(half, K * i + 4, &tables.high, &tables.lowest);
+        [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)]
+    }
+}
+
 /// Weight `i` (a constant once compiled) of the 16 groups of a half.
 ///
 /// # Safety
@@ -111,11 +126,8 @@ unsafe fn look_up<const K: usize>(
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn weights<const K: usize>(half: *const u8, i: usize, tables: &Registers) -> int8x16_t {
     // SAFETY: the caller's.
-    unsafe {
-        let low = look_up::<K>(half, K * i, &tables.low, &tables.lowest);
-        let high = look_up::<K>(half, K * i + 4, &tables.high, &tables.lowest);
-        vreinterpretq_s8_u8(vaddq_u8(low, high))
-    }
+    let [low, high] = unsafe { parts::<K>(half, i, tables) };
+    vaddq_s8(low, high)
 }
 
 /// Prefetches as many bytes as a tile has, some way ahead.

@@ -1,12 +1,12 @@
 //! The lane-planar kernels in NEON without dot products: several steps at a time go through 16 bits.
 
-use std::arch::aarch64::*;
+use std::arch::{aarch64::*, asm};
 
 use super::{
     neon::*,
     planar::{RowSums, Tables, VECTOR, each_weight},
 };
-use crate::quantize::{CHUNK, Quantized};
+use crate::{layout::TILE_ROWS, quantize::Quantized};
 
 /// The activations of step `STEP` of four (four each), repeated for every row.
 #[inline]
@@ -62,9 +62,33 @@ impl Halves {
     }
 }
 
+/// The most chunks whose products fit 32 bits: a chunk adds at most 32 · 127 · 2047 to a lane.
+const SAFE_CHUNKS: usize = 256;
+
+/// The next four of `values`, repeated, in one instruction: of the intrinsics compilers make another for the address.
+///
+/// # Safety
+/// `values` points to four values.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn next_four(values: &mut *const i16) -> int16x8_t {
+    let four;
+    // SAFETY: the caller's values; every processor of the architecture has the instruction.
+    unsafe {
+        asm!(
+            "ld1r {{{four:v}.2d}}, [{values}], #8",
+            four = lateout(vreg) four,
+            values = inout(reg) *values,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    four
+}
+
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations.
 ///
-/// A lane sums half of what one of `sdot`'s sums: it stays below 2^31 likewise.
+/// The addition of the look-ups widens weights to 16 bits, which meet whole activations: as many multiplications as for
+/// the two planes' bytes, and nothing to widen after them.
 ///
 /// # Safety
 /// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
@@ -76,39 +100,38 @@ pub(super) unsafe fn gemv<const K: usize>(
     tables: &Tables,
 ) -> RowSums {
     let tables = Registers::new(tables);
-    let mut planes = [token.high.as_ptr(), token.low.as_ptr()];
-    let mut sums = [[Halves::zero(); 2]; 2];
-    for _ in 0..chunks {
-        prefetch::<K>(tiles);
-        let mut pairs = [[Pairs::zero(); 2]; 2];
-        // SAFETY: the caller's tiles and activations, a chunk at a time.
-        unsafe {
-            macro_rules! step {
-                ($i:literal) => {
-                    let activations = planes.map(|plane| {
-                        // Four steps' activations in a load.
-                        repeat::<{ $i % 4 }>(vld1q_s8(plane.add($i / 4 * HALF)))
-                    });
-                    for half in 0..2 {
-                        let weights = weights::<K>(tiles.add(half * HALF), $i, &tables);
-                        for plane in 0..2 {
-                            if $i % 8 == 0 {
-                                pairs[plane][half] = Pairs::zero();
-                            }
-                            pairs[plane][half].add_products(weights, activations[plane]);
-                            if $i % 8 == 7 {
-                                sums[plane][half].add(pairs[plane][half]);
-                            }
+    let mut values = token.ordered.as_ptr();
+    let mut totals = [0; TILE_ROWS];
+    for start in (0..chunks).step_by(SAFE_CHUNKS) {
+        // Four lanes a row, one for each group.
+        let mut sums = [[vdupq_n_s32(0); HALF_ROWS]; 2];
+        for _ in start..chunks.min(start + SAFE_CHUNKS) {
+            prefetch::<K>(tiles);
+            // SAFETY: the caller's tiles and activations, a chunk at a time.
+            unsafe {
+                macro_rules! step {
+                    ($i:literal) => {
+                        let four = next_four(&mut values);
+                        for (half, sums) in sums.iter_mut().enumerate() {
+                            let [low, high] = parts::<K>(tiles.add(half * HALF), $i, &tables);
+                            let upper = vaddl_s8(vget_low_s8(low), vget_low_s8(high));
+                            let lower = vaddl_high_s8(low, high);
+                            sums[0] = vmlal_s16(sums[0], vget_low_s16(upper), vget_low_s16(four));
+                            sums[1] = vmlal_high_s16(sums[1], upper, four);
+                            sums[2] = vmlal_s16(sums[2], vget_low_s16(lower), vget_low_s16(four));
+                            sums[3] = vmlal_high_s16(sums[3], lower, four);
                         }
-                    }
-                };
+                    };
+                }
+                each_weight!(step);
+                tiles = tiles.add(VECTOR * 4 * K);
             }
-            each_weight!(step);
-            tiles = tiles.add(VECTOR * 4 * K);
-            planes = planes.map(|plane| plane.add(CHUNK));
+        }
+        for (total, sums) in totals.iter_mut().zip(sums.as_flattened()) {
+            *total += vaddlvq_s32(*sums);
         }
     }
-    join(sums.map(|halves| halves.map(|sums| sums.rows())))
+    totals
 }
 
 /// Adds the products of two decoded tiles, side by side, with a plane of one token's activations to the token's totals.

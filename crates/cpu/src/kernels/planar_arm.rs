@@ -27,9 +27,9 @@ pub(super) fn offset(_isa: Isa) -> u8 {
     0
 }
 
-/// Columns that a token has activations for.
+/// Columns that a token has activations for, in all forms that the kernels read.
 pub(super) fn columns(_isa: Isa, token: &Quantized) -> usize {
-    token.high.len().min(token.low.len())
+    token.high.len().min(token.low.len()).min(token.ordered.len())
 }
 
 /// Steps of a decoded chunk.

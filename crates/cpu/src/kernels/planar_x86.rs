@@ -100,11 +100,11 @@ pub(super) unsafe fn multiply<const T: usize>(
         unsafe { avx2::tokens(decoded, steps, tokens.map(of), ahead.map(of), totals) };
         return;
     }
-    for plane in PLANES {
-        let of = |token: &Quantized| plane.of(token)[span.start * CHUNK..].as_ptr().cast();
-        // SAFETY: as above, with four activations a step.
-        unsafe { vnni::tokens(decoded, steps, tokens.map(of), ahead.map(of), plane.worth(), totals) };
-    }
+    let planes = |tokens: [&Quantized; T]| {
+        PLANES.map(|plane| tokens.map(|token| plane.of(token)[span.start * CHUNK..].as_ptr().cast()))
+    };
+    // SAFETY: as above, with four activations a step.
+    unsafe { vnni::tokens(decoded, steps, planes(tokens), planes(ahead), totals) };
 }
 
 /// Steps whose activations fill a line of the cache.
@@ -225,6 +225,15 @@ pub(super) fn opaque(mut vector: __m256i) -> __m256i {
     unsafe {
         std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(pure, nomem, nostack, preserves_flags))
     };
+    vector
+}
+
+/// Keeps the compiler from mixing steps: it would have more numbers on their way than there are registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn in_order(mut vector: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
     vector
 }
 
@@ -350,14 +359,14 @@ impl PairTotals {
         Self([[_mm256_setzero_si256(); 2]; 2])
     }
 
-    /// Adds `sums · worth`.
+    /// Adds sums, with their signs.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn add(&mut self, sums: [__m256i; 2], worth: i32) {
-        let worth = _mm256_set1_epi32(worth);
+    pub(super) fn add(&mut self, sums: [__m256i; 2]) {
+        let one = _mm256_set1_epi32(1);
         for ([even, odd], sums) in self.0.iter_mut().zip(sums) {
-            *even = _mm256_add_epi64(*even, _mm256_mul_epi32(sums, worth));
-            *odd = _mm256_add_epi64(*odd, _mm256_mul_epi32(_mm256_srli_epi64::<32>(sums), worth));
+            *even = _mm256_add_epi64(*even, _mm256_mul_epi32(sums, one));
+            *odd = _mm256_add_epi64(*odd, _mm256_mul_epi32(_mm256_srli_epi64::<32>(sums), one));
         }
     }
 

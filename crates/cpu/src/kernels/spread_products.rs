@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::{
     avx512::{
-        BLOCK, BLOCK_CHUNKS, Constants, OFFSET, PAIR, ROWS, STEPS, Steps, Totals, VECTOR, decode, gemv,
-        tokens, transpose,
+        BLOCK, BLOCK_CHUNKS, Constants, GEMV_ROWS, OFFSET, PAIR, ROWS, STEPS, Steps, Totals, VECTOR, decode,
+        gemv, tokens, transpose,
     },
     for_bits, output,
 };
@@ -54,18 +54,23 @@ fn codes_from(matrix: &T8, row: usize, chunk: usize) -> *const u8 {
     matrix.codes[row * row_bytes + chunk * CHUNK / 8 * matrix.bits.get()..].as_ptr()
 }
 
-/// One token: a row at a time.
+/// One token: some rows at a time.
 pub(super) fn single(matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut [f32]) {
     let chunks = matrix.cols.div_ceil(CHUNK);
     check(token, chunks);
-    let constants = Constants::new(matrix.bits);
+    let constants = Constants::of(matrix.bits);
     let offset = i64::from(OFFSET) * token.sum;
-    for (row, y) in rows.zip(y) {
-        let codes = codes_from(matrix, row, 0);
+    // From a row's end to the row that takes its place.
+    let skip = (GEMV_ROWS - 1) * row_bytes(matrix.bits, matrix.cols);
+    for (first, y) in rows.clone().step_by(GEMV_ROWS).zip(y.chunks_mut(GEMV_ROWS)) {
+        // Where fewer are left, the last one is multiplied again.
+        let codes = std::array::from_fn(|i| codes_from(matrix, rows.end.min(first + i + 1) - 1, 0));
         // SAFETY: `codes_from` has seen to the codes and the room past them, `check` has counted the activations, and
         // this layout is chosen only where the processor has AVX-512.
-        let total = unsafe { for_bits!(matrix.bits, gemv(codes, chunks, token, &constants)) };
-        *y = output(total - offset, token.unit, matrix.scales[row]);
+        let totals = unsafe { for_bits!(matrix.bits, gemv(codes, chunks, skip, token, constants)) };
+        for ((y, total), scale) in y.iter_mut().zip(totals).zip(&matrix.scales[first..]) {
+            *y = output(total - offset, token.unit, *scale);
+        }
     }
 }
 
@@ -80,7 +85,7 @@ pub(super) fn several(
     let (chunks, width) = (matrix.cols.div_ceil(CHUNK), rows.len());
     tokens.iter().for_each(|token| check(token, chunks));
     assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
-    let constants = Constants::new(matrix.bits);
+    let constants = Constants::of(matrix.bits);
     let Buffers { decoded, totals, .. } = buffers;
     for first in rows.clone().step_by(PAIR * ROWS) {
         let end = rows.end.min(first + PAIR * ROWS);
@@ -88,7 +93,7 @@ pub(super) fn several(
         totals.resize(tokens.len(), Totals::ZERO);
         for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
             let count = (chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS);
-            decode_block(matrix, first..end, block, count, &constants, decoded);
+            decode_block(matrix, first..end, block, count, constants, decoded);
             multiply_block(&decoded.steps, count * CHUNK / 4, tokens, block, totals);
         }
         for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
@@ -135,30 +140,34 @@ fn multiply_block(decoded: &Steps, steps: usize, tokens: &[Quantized], block: us
         let (now, later) = tokens.split_at(count);
         let (now_totals, later_totals) = totals.split_at_mut(count);
         match count {
-            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(decoded, steps, now, block, now_totals),
-            4 => multiply_tokens::<4>(decoded, steps, now, block, now_totals),
-            2 => multiply_tokens::<2>(decoded, steps, now, block, now_totals),
-            _ => multiply_tokens::<1>(decoded, steps, now, block, now_totals),
+            MAX_TOKENS => multiply_tokens::<MAX_TOKENS>(decoded, steps, [now, later], block, now_totals),
+            4 => multiply_tokens::<4>(decoded, steps, [now, later], block, now_totals),
+            2 => multiply_tokens::<2>(decoded, steps, [now, later], block, now_totals),
+            _ => multiply_tokens::<1>(decoded, steps, [now, later], block, now_totals),
         }
         (tokens, totals) = (later, later_totals);
     }
 }
 
+/// Multiplies a decoded block by `T` tokens; `later` come next.
 fn multiply_tokens<const T: usize>(
     decoded: &Steps,
     steps: usize,
-    batch: &[Quantized],
+    [now, later]: [&[Quantized]; 2],
     block: usize,
     totals: &mut [Totals],
 ) {
-    let (Ok(batch), Ok(totals)) = (<&[Quantized; T]>::try_from(batch), <&mut [Totals; T]>::try_from(totals))
+    let (Ok(now), Ok(totals)) = (<&[Quantized; T]>::try_from(now), <&mut [Totals; T]>::try_from(totals))
     else {
         return;
     };
     let columns = block * BLOCK..block * BLOCK + 4 * steps;
-    for plane in PLANES {
-        let activations = batch.each_ref().map(|token| plane.of(token)[columns.clone()].as_ptr().cast());
-        // SAFETY: the slices above hold a dword a step; this layout is chosen only where the processor has AVX-512.
-        unsafe { tokens(decoded, steps, activations, plane.worth(), totals) };
-    }
+    let planes = |tokens: [&Quantized; T]| {
+        PLANES.map(|plane| tokens.map(|token| plane.of(token)[columns.clone()].as_ptr().cast()))
+    };
+    let now = now.each_ref();
+    let ahead = std::array::from_fn(|i| later.get(i).unwrap_or(now[i]));
+    // SAFETY: the slices above hold a dword a step, of which a chunk has whole lines; this layout is chosen only where the
+    // processor has AVX-512.
+    unsafe { tokens(decoded, steps, planes(now), planes(ahead), totals) };
 }
