@@ -442,6 +442,10 @@ impl Store for Layers<'_, '_> {
         self.numbers(name).map(Some)
     }
 
+    fn encoding(&self, name: TensorName) -> Result<Encoding, CompressError> {
+        Ok(self.planned(name)?.encoding)
+    }
+
     fn start(&mut self, name: TensorName) -> Result<Encoding, CompressError> {
         let planned = *self.planned(name)?;
         self.job.progress.started(name, planned.encoding, planned.weights());

@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     fs,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     sync::{
         Mutex,
@@ -108,6 +109,34 @@ impl Progress for CancelAt<'_> {
             self.cancel.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// Ends a run as a kill would, once it has rounded a tensor, and be it the first of those that share an input.
+struct KillAtOnce;
+
+impl Progress for KillAtOnce {
+    fn finished(&self, _: TensorName, snr_db: Option<f32>) {
+        if snr_db.is_some() {
+            resume_unwind(Box::new("killed"));
+        }
+    }
+}
+
+#[test]
+fn killed_after_every_tensor_it_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Generated::new(tiny(true, false), 2);
+    let options = options(&checkpoint, Some(calibration(1024)));
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    run(&checkpoint, &whole, &options).unwrap();
+    let mut kills = 0;
+    let step =
+        || compress(&checkpoint, &killed, Target::Ratio(1.0), &options, &KillAtOnce, &AtomicBool::new(false));
+    while catch_unwind(AssertUnwindSafe(step)).is_err() {
+        kills += 1;
+    }
+    assert!(kills > 7, "{kills} kills are not between all matrices of a layer");
+    assert!(fs::read(whole).unwrap() == fs::read(killed).unwrap());
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub(crate) enum Outcome<'a> {
 
 /// Where compressed matrices go.
 pub(crate) trait Store {
+    /// How a matrix is to be stored.
+    fn encoding(&self, name: TensorName) -> Result<Encoding, CompressError>;
+
     /// A matrix is begun: how it is to be stored.
     fn start(&mut self, name: TensorName) -> Result<Encoding, CompressError>;
 
@@ -86,15 +89,16 @@ impl<'a> Walk<'a> {
         let normed = self.forward.normed(&x); // [tokens, hidden]
         let heads = self.heads(index, &mut layer, &normed, store)?;
         let mut stage = |layer: &mut Layer, kinds: &[TensorKind], input: &[f32]| {
-            let mut rest = Vec::new();
+            let mut names = Vec::new();
             for kind in kinds {
                 let name = TensorName::new(index, *kind);
-                match store.finished(name)? {
-                    Some(values) => *layer.matrix_mut(*kind) = values,
-                    None => rest.push(name),
+                let finished = store.finished(name)?;
+                names.push((name, finished.is_some()));
+                if let Some(values) = finished {
+                    *layer.matrix_mut(*kind) = values;
                 }
             }
-            self.stage(&rest, layer, (input, heads.as_ref()), store)
+            self.stage(&names, layer, (input, heads.as_ref()), store)
         };
         stage(&mut layer, qkv, &normed)?;
         let a = self.clock.time(Phase::Forward, || self.forward.attended(&layer, &normed)); // [tokens, heads·head_dim]
@@ -141,38 +145,52 @@ impl<'a> Walk<'a> {
         Ok(Some(heads))
     }
 
-    /// Rounds matrices that are applied to the same `input`, and puts what they became in their place.
+    /// Rounds matrices that are applied to the same `input`, and puts what they became in their place. `names`: all of
+    /// them, and whether an earlier run has finished them. Those too have their say in the damping that is chosen, as they
+    /// had in a run that was not interrupted.
     fn stage(
         &self,
-        names: &[TensorName],
+        names: &[(TensorName, bool)],
         layer: &mut Layer,
         (input, heads): (&[f32], Option<&Heads>),
         store: &mut dyn Store,
     ) -> Result<(), CompressError> {
         let mut coded = Vec::new();
-        for name in names {
-            match store.start(*name)? {
-                Encoding::T8(bits) => coded.push((*name, bits)),
+        for (name, finished) in names {
+            match if *finished { store.encoding(*name)? } else { store.start(*name)? } {
+                Encoding::T8(bits) => coded.push((*name, bits, *finished)),
+                _ if *finished => (),
                 _ => store.put(*name, Outcome::Kept(layer.matrix(name.kind())))?,
             }
         }
-        let Some((first, _)) = coded.first() else { return Ok(()) };
+        let Some((first, ..)) = coded.iter().find(|(.., finished)| !finished) else { return Ok(()) };
         let width = input.len() / self.tokens;
         if !input.iter().all(|x| x.is_finite()) {
             return Err(CompressError::Activations(*first));
         }
         let inputs = Inputs { x: input, width, learning: self.learning };
-        let candidates: Vec<Candidate> = coded
-            .iter()
-            .map(|(name, bits)| {
-                let w = layer.matrix(name.kind());
-                let rows = sampled(w.len() / width).flat_map(|row| &w[row * width..][..width]);
-                Candidate { name: *name, bits: *bits, rows: rows.copied().collect(), is_read: false }
-            })
-            .collect();
+        let mut candidates = Vec::with_capacity(coded.len());
+        for (name, bits, finished) in &coded {
+            let own;
+            let w = if *finished {
+                own = self.clock.time(Phase::Weights, || decoded(self.folded, *name))?;
+                &own
+            } else {
+                layer.matrix(name.kind())
+            };
+            let rows = sampled(w.len() / width).flat_map(|row| &w[row * width..][..width]);
+            candidates.push(Candidate {
+                name: *name,
+                bits: *bits,
+                rows: rows.copied().collect(),
+                is_read: false,
+            });
+        }
         let mut choice = Choice::new(&candidates, inputs, self.progress, self.clock);
         let factor = choice.factor(*first, inputs, self.progress, self.clock);
-        for ((name, bits), fed) in coded.into_iter().zip(choice.fed) {
+        for ((name, bits, _), fed) in
+            coded.into_iter().zip(choice.fed).filter(|((.., finished), _)| !finished)
+        {
             let w = layer.matrix_mut(name.kind());
             let rounded = self.clock.time(Phase::Rounding, || match factor.as_ref().filter(|_| fed) {
                 Some(factor) => match heads.and_then(|heads| heads.of(name.kind())) {
