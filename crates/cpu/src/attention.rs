@@ -4,7 +4,7 @@
 //! values. Partials are merged in ascending order of pages whether one thread computes all pages of a head or several
 //! threads share them, so the bits are the same.
 
-use std::ops::Range;
+use std::{hint::black_box, ops::Range};
 
 use upg_pdvm::PAGE_TOKENS;
 
@@ -163,7 +163,8 @@ fn products<K: Kind, const Q: usize>(
 ) -> [[f32; WIDE]; Q] {
     let mut sums = [[0.0f32; WIDE]; Q];
     for (pair, queries) in queries.iter().enumerate() {
-        for (query, key) in queries.iter().zip(&K::keys(keys, first + pair, vector)) {
+        let pair = one_by_one(first + pair);
+        for (query, key) in queries.iter().zip(&K::keys(keys, pair, vector)) {
             for (sums, q) in sums.iter_mut().zip(query) {
                 for (sum, key) in sums.iter_mut().zip(key) {
                     *sum += q * key;
@@ -204,7 +205,7 @@ fn scaled_values<K: Kind, const Q: usize>(
     for (first, scales) in (0..blocks).step_by(BLOCK / WIDE).zip(scales.chunks_exact(PAGE_TOKENS / WIDE)) {
         let mut scaled = *weights;
         for (i, scales) in scales.iter().enumerate() {
-            let scales = widen(scales);
+            let (i, scales) = (one_by_one(i), widen(scales));
             for scaled in &mut scaled {
                 let (vectors, _) = scaled.as_chunks_mut::<WIDE>();
                 vectors[i].iter_mut().zip(&scales).for_each(|(weight, scale)| *weight *= scale);
@@ -229,7 +230,7 @@ fn weighted_values<K: Kind, const Q: usize>(
     for block in blocks {
         let mut sums = [[0.0f32; WIDE]; Q];
         for token in visible.clone() {
-            let value = K::values(values, token * row + block);
+            let value = K::values(values, one_by_one(token * row + block));
             for (sums, weights) in sums.iter_mut().zip(weights) {
                 let weight = weights[token];
                 for (sum, value) in sums.iter_mut().zip(&value) {
@@ -241,6 +242,14 @@ fn weighted_values<K: Kind, const Q: usize>(
             partial[HEADER + block * WIDE..][..WIDE].copy_from_slice(sums);
         }
     }
+}
+
+/// Keeps the compiler from working on several rounds of a loop at once, given what the round begins with: the numbers of one
+/// round fill the vectors, and what several rounds have in common it would have to gather from memory, 32 bits at a
+/// time (with AVX-512 it did, ten times slower).
+#[inline(always)]
+fn one_by_one(index: usize) -> usize {
+    black_box(index)
 }
 
 #[cfg(test)]
