@@ -31,6 +31,13 @@ use upg_codec::Isa;
 
 use crate::{layout::Layout, matrix::T8, quantize::Quantized};
 
+/// From so many tokens on, weights are decoded into memory for all of them. (For fewer, decoding in registers once more costs
+/// less than turning decoded rows into lanes.)
+pub(crate) const MANY: usize = 4;
+
+/// The most rows of a matrix in one item of work.
+pub(crate) const MAX_STEP: usize = 64;
+
 /// A thread's memory for decoded weights.
 pub(crate) struct KernelScratch {
     /// A row's values (scalar code).
@@ -72,8 +79,7 @@ pub(crate) fn multiply(
         }
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512, Layout::Spread) => match tokens.len() {
-            // Decoding in registers once more costs less than turning decoded rows into lanes.
-            ..4 => {
+            ..MANY => {
                 let width = rows.len();
                 for (token, y) in tokens.iter().zip(y.chunks_exact_mut(width)) {
                     spread_products::single(matrix, rows.clone(), token, y);

@@ -3,7 +3,7 @@ mod pack_x86;
 
 use upg_codec::{Bits, GROUP, Isa};
 
-use crate::{per_isa::per_isa, quantize::CHUNK};
+use crate::{kernels::MANY, per_isa::per_isa, quantize::CHUNK};
 
 /// Rows of a lane-planar tile: 32-bit lanes of an AVX2 vector, or of two NEON ones.
 pub(crate) const TILE_ROWS: usize = 8;
@@ -46,6 +46,16 @@ impl Layout {
             Layout::RowOrder => 1,
             Layout::Spread => 16,
             Layout::LanePlanar => TILE_ROWS,
+        }
+    }
+
+    /// Rows whose multiples an item of work for `tokens` tokens should have: where there are many, those that are decoded
+    /// together.
+    pub(crate) fn step_rows(self, tokens: usize) -> usize {
+        match self {
+            Layout::Spread if tokens >= MANY => 2 * self.tile_rows(),
+            Layout::LanePlanar if tokens >= MANY => 2 * TILE_ROWS,
+            _ => self.tile_rows(),
         }
     }
 

@@ -8,10 +8,10 @@ use upg_pdvm::{
 };
 
 use crate::{
+    kernels::MAX_STEP,
     kv::KvStore,
     load::Model,
     memory::{self, Arena},
-    ops::MAX_STEP,
     pool::Pool,
     scratch::{Scratch, ThreadScratch},
     self_check,

@@ -7,6 +7,7 @@ use upg_codec::Isa;
 use upg_pdvm::rotation;
 
 use crate::{
+    kernels::{MANY, MAX_STEP},
     machine::CpuMachine,
     math,
     matrix::{Input, Matrix},
@@ -15,11 +16,11 @@ use crate::{
     scratch::ThreadScratch,
 };
 
-/// The most rows of a matrix in one item of work.
-pub(crate) const MAX_STEP: usize = 64;
-
 /// Items of work for every thread: enough that none waits long for the last.
 const ITEMS_PER_THREAD: usize = 16;
+
+/// The same for many tokens, where items take longer, and rows of one item share what they read of the activations.
+const LONG_ITEMS_PER_THREAD: usize = 5;
 
 /// Rows of an f32 matrix in one item: fixed, as the `gemm` crate's sums may depend on it.
 const DENSE_STEP: usize = 64;
@@ -68,7 +69,7 @@ impl CpuMachine {
             stride: config.mlp,
             row_step: n,
             parts: &[config.mlp],
-            col_step: step(&[gate, up], pool.threads()),
+            col_step: step(&[gate, up], n, pool.threads()),
         };
         let h = &mut scratch.mlp[..n * config.mlp];
         pool.tiles(threads, h, grid, &|mine, tile| {
@@ -164,7 +165,7 @@ fn linear(
         *part = matrix.rows();
     }
     let parts = &parts[..matrices.len()];
-    let col_step = step(matrices, pool.threads());
+    let col_step = step(matrices, n, pool.threads());
     let grid = Grid { stride: parts.iter().sum(), row_step: n, parts, col_step };
     pool.tiles(threads, out, grid, &|mine, tile| {
         let width = tile.cols.len();
@@ -179,17 +180,18 @@ fn linear(
     });
 }
 
-/// Rows of these matrices to do at a time.
-fn step(matrices: &[&Matrix], threads: usize) -> usize {
-    let mut tile = 1;
+/// Rows of these matrices to do at a time for `n` tokens.
+fn step(matrices: &[&Matrix], n: usize, threads: usize) -> usize {
+    let mut unit = 1;
     for matrix in matrices {
         match matrix {
-            Matrix::T8(matrix) => tile = tile.max(matrix.layout.tile_rows()),
+            Matrix::T8(matrix) => unit = unit.max(matrix.layout.step_rows(n)),
             Matrix::Dense(_) => return DENSE_STEP,
         }
     }
     let rows: usize = matrices.iter().map(|m| m.rows()).sum();
-    (rows / (threads * ITEMS_PER_THREAD)).clamp(1, MAX_STEP).next_multiple_of(tile)
+    let items = if n < MANY { ITEMS_PER_THREAD } else { LONG_ITEMS_PER_THREAD };
+    (rows / (threads * items)).next_multiple_of(unit).clamp(unit, MAX_STEP)
 }
 
 /// Makes vectors integers, one a token.

@@ -287,17 +287,37 @@ pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], place: usize, steps: &mut St
     }
 }
 
-/// The totals of one token and [`PAIR`] times [`ROWS`] rows: the even rows' and the odd rows' of each vector.
+/// The totals of one token and [`PAIR`] times [`ROWS`] rows: integers below 2^53, so exact.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Totals([[[i64; ROWS / 2]; 2]; PAIR]);
+pub(super) struct Totals([[f64; ROWS]; PAIR]);
 
 impl Totals {
-    pub(super) const ZERO: Self = Self([[[0; ROWS / 2]; 2]; PAIR]);
+    pub(super) const ZERO: Self = Self([[0.0; ROWS]; PAIR]);
 
-    /// The total of a row.
-    pub(super) fn row(&self, row: usize) -> i64 {
-        self.0[row / ROWS][row % 2][row % ROWS / 2]
+    /// Adds the sums of rows.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn add(&mut self, sums: [__m512i; PAIR]) {
+        for (totals, sums) in self.0.iter_mut().zip(sums) {
+            let halves = [_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums)];
+            for (totals, half) in totals.as_chunks_mut::<{ ROWS / 2 }>().0.iter_mut().zip(halves) {
+                // SAFETY: eight totals are a vector.
+                unsafe {
+                    let added = _mm512_add_pd(_mm512_loadu_pd(totals.as_ptr()), _mm512_cvtepi32_pd(half));
+                    _mm512_storeu_pd(totals.as_mut_ptr(), added);
+                }
+            }
+        }
+    }
+
+    /// The outputs `y` of as many rows as there are, given their `scales`, the token's `unit` and what the weights'
+    /// offset has added: [`super::output`]'s bits.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn outputs(&self, offset: f64, unit: f32, scales: &[f32], y: &mut [f32]) {
+        for ((y, total), scale) in y.iter_mut().zip(self.0.as_flattened()).zip(scales) {
+            *y = (total - offset) as f32 * (unit * scale);
+        }
     }
 }
 
@@ -344,22 +364,7 @@ pub(super) unsafe fn tokens<const T: usize>(
             }
         }
     }
-    #[allow(clippy::needless_range_loop)]
-    for t in 0..T {
-        for place in 0..PAIR {
-            let sums = sums[t][place];
-            let [even, odd] = &mut totals[t].0[place];
-            add(even, _mm512_srai_epi64::<32>(_mm512_slli_epi64::<32>(sums)));
-            add(odd, _mm512_srai_epi64::<32>(sums));
-        }
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        totals.add(sums);
     }
-}
-
-/// Adds eight sums to their totals.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn add(totals: &mut [i64; ROWS / 2], sums: __m512i) {
-    let totals: *mut __m512i = totals.as_mut_ptr().cast();
-    // SAFETY: eight 64-bit totals are a vector.
-    unsafe { _mm512_storeu_si512(totals, _mm512_add_epi64(_mm512_loadu_si512(totals), sums)) };
 }

@@ -10,7 +10,7 @@ use super::planar_arm as arch;
 #[cfg(target_arch = "x86_64")]
 use super::planar_x86 as arch;
 use super::{
-    output,
+    MAX_STEP, output,
     planar::{RowSums, STEP, Tables, VECTOR},
 };
 use crate::{
@@ -31,7 +31,7 @@ const DECODED: usize = 2 * SPAN_CHUNKS * CHUNK * PAIR_ROWS;
 /// A thread's memory for products with several tokens.
 pub(super) struct Buffers {
     decoded: Box<Decoded>,
-    /// One a token.
+    /// One a token, pair after pair of the tiles of an item of work.
     totals: Vec<arch::PairTotals>,
     tokens: usize,
 }
@@ -41,7 +41,11 @@ struct Decoded([u8; DECODED]);
 
 impl Buffers {
     pub(super) fn new(tokens: usize) -> Self {
-        Self { decoded: Box::new(Decoded([0; DECODED])), totals: Vec::with_capacity(tokens), tokens }
+        Self {
+            decoded: Box::new(Decoded([0; DECODED])),
+            totals: Vec::with_capacity(tokens * (MAX_STEP / PAIR_ROWS)),
+            tokens,
+        }
     }
 }
 
@@ -108,7 +112,8 @@ fn totals<const T: usize>(
     unsafe { arch::gemv(isa, matrix.bits, tiles, chunks, tokens, tables) }
 }
 
-/// Several tokens: sixteen rows at a time, a span of columns decoded once and multiplied by every token.
+/// Several tokens: a span of columns of sixteen rows is decoded once and multiplied by every token; then the same columns of
+/// the next rows, while the second cache still holds their activations.
 fn several(
     isa: Isa,
     matrix: &T8,
@@ -122,17 +127,20 @@ fn several(
     assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
     let tables = Tables::new(matrix.bits, arch::offset(isa));
     let Buffers { decoded, totals, .. } = buffers;
-    for first in rows.clone().step_by(PAIR_ROWS) {
-        totals.clear();
-        // SAFETY: an `Isa` with this layout is chosen only where the processor has it.
-        totals.resize(tokens.len(), unsafe { arch::PairTotals::zero() });
-        for start in (0..chunks).step_by(SPAN_CHUNKS) {
-            let span = start..chunks.min(start + SPAN_CHUNKS);
+    totals.clear();
+    // SAFETY: an `Isa` with this layout is chosen only where the processor has it.
+    totals.resize(rows.len().div_ceil(PAIR_ROWS) * tokens.len(), unsafe { arch::PairTotals::zero() });
+    let firsts = || rows.clone().step_by(PAIR_ROWS);
+    for start in (0..chunks).step_by(SPAN_CHUNKS) {
+        let span = start..chunks.min(start + SPAN_CHUNKS);
+        for (first, totals) in firsts().zip(totals.chunks_exact_mut(tokens.len())) {
             decode_span(isa, matrix, (first, rows.end), span.clone(), &tables, &mut decoded.0);
-            multiply_span(isa, &decoded.0, tokens, span, totals);
+            multiply_span(isa, &decoded.0, tokens, span.clone(), totals);
         }
+    }
+    for (first, totals) in firsts().zip(totals.chunks_exact(tokens.len())) {
         let end = rows.end.min(first + PAIR_ROWS);
-        for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
+        for ((token, totals), y) in tokens.iter().zip(totals).zip(y.chunks_exact_mut(width)) {
             let offset = i64::from(arch::offset(isa)) * token.sum;
             // SAFETY: as above.
             let totals = unsafe { totals.rows() };

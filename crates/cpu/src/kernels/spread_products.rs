@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{
+    MAX_STEP,
     avx512::{
         BLOCK, BLOCK_CHUNKS, Constants, GEMV_ROWS, OFFSET, PAIR, ROWS, STEPS, Steps, Totals, VECTOR, decode,
         gemv, tokens, transpose,
@@ -15,13 +16,16 @@ use crate::{
     quantize::{CHUNK, PLANES, Quantized},
 };
 
+/// Rows that are decoded together for many tokens.
+const GROUP_ROWS: usize = PAIR * ROWS;
+
 /// The most tokens whose sums the registers hold.
 const MAX_TOKENS: usize = 8;
 
 /// A thread's memory for products with several tokens.
 pub(super) struct Buffers {
     decoded: Box<Decoded>,
-    /// One a token.
+    /// One a token, group after group of the rows of an item of work.
     totals: Vec<Totals>,
     tokens: usize,
 }
@@ -38,7 +42,11 @@ struct Decoded {
 impl Buffers {
     pub(super) fn new(tokens: usize) -> Self {
         let decoded = Decoded { rows: [[0; BLOCK]; ROWS], steps: [[[0; VECTOR]; PAIR]; STEPS] };
-        Self { decoded: Box::new(decoded), totals: Vec::with_capacity(tokens), tokens }
+        Self {
+            decoded: Box::new(decoded),
+            totals: Vec::with_capacity(tokens * (MAX_STEP / GROUP_ROWS)),
+            tokens,
+        }
     }
 }
 
@@ -74,7 +82,8 @@ pub(super) fn single(matrix: &T8, rows: Range<usize>, token: &Quantized, y: &mut
     }
 }
 
-/// Several tokens: a block of columns of sixteen rows is decoded once and multiplied by every token.
+/// Several tokens: a block of columns of a group of rows is decoded once and multiplied by every token; then the same
+/// columns of the next group, while the second cache still holds their activations.
 pub(super) fn several(
     matrix: &T8,
     rows: Range<usize>,
@@ -87,21 +96,22 @@ pub(super) fn several(
     assert!(tokens.len() <= buffers.tokens, "more tokens than the scratch has room for");
     let constants = Constants::of(matrix.bits);
     let Buffers { decoded, totals, .. } = buffers;
-    for first in rows.clone().step_by(PAIR * ROWS) {
-        let end = rows.end.min(first + PAIR * ROWS);
-        totals.clear();
-        totals.resize(tokens.len(), Totals::ZERO);
-        for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
-            let count = (chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS);
-            decode_block(matrix, first..end, block, count, constants, decoded);
+    totals.clear();
+    totals.resize(rows.len().div_ceil(GROUP_ROWS) * tokens.len(), Totals::ZERO);
+    let groups = || rows.clone().step_by(GROUP_ROWS).map(|first| first..rows.end.min(first + GROUP_ROWS));
+    for block in 0..chunks.div_ceil(BLOCK_CHUNKS) {
+        let count = (chunks - block * BLOCK_CHUNKS).min(BLOCK_CHUNKS);
+        for (group, totals) in groups().zip(totals.chunks_exact_mut(tokens.len())) {
+            decode_block(matrix, group, block, count, constants, decoded);
             multiply_block(&decoded.steps, count * CHUNK / 4, tokens, block, totals);
         }
-        for ((token, totals), y) in tokens.iter().zip(totals.iter()).zip(y.chunks_exact_mut(width)) {
-            let offset = i64::from(OFFSET) * token.sum;
-            for row in first..end {
-                let total = totals.row(row - first) - offset;
-                y[row - rows.start] = output(total, token.unit, matrix.scales[row]);
-            }
+    }
+    for (group, totals) in groups().zip(totals.chunks_exact(tokens.len())) {
+        for ((token, totals), y) in tokens.iter().zip(totals).zip(y.chunks_exact_mut(width)) {
+            let offset = (i64::from(OFFSET) * token.sum) as f64;
+            let y = &mut y[group.start - rows.start..group.end - rows.start];
+            // SAFETY: this layout is chosen only where the processor has AVX-512.
+            unsafe { totals.outputs(offset, token.unit, &matrix.scales[group.clone()], y) };
         }
     }
 }
