@@ -23,7 +23,7 @@ pub(crate) const ROWS: usize = 4;
 pub(crate) const SEQUENCES: usize = 8;
 
 /// What is added to the diagonal of `G`, relative to its mean.
-const DAMPING: f64 = 0.1;
+pub(crate) const DAMPING: f64 = 0.1;
 
 /// How errors are passed on between the rows of each head of a layer's `q` and `k`.
 pub(crate) struct Heads {

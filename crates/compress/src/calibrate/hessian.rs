@@ -166,6 +166,14 @@ impl Factor {
         Self { n, block, l, c: blocks.into_iter().flat_map(|[own, _]| own).collect() }
     }
 
+    /// What feedback leaves of the cost of errors that are alike in all columns: `tr D / tr H`.
+    pub(crate) fn left(&self) -> f64 {
+        let mut unit = vec![0.0; self.n * self.n];
+        (0..self.n).for_each(|i| unit[i * self.n + i] = 1.0);
+        let all = self.apply(&unit);
+        dot(&self.c, &self.c) / dot(&all, &all)
+    }
+
     /// `1 + L`; see there what may be used.
     pub(crate) fn feedback(&self) -> View<'_> {
         View::rows(&self.l, self.n)

@@ -264,7 +264,10 @@ mod tests {
     use upg_pdvm::rotation::SplitMix64;
 
     use super::{
-        super::{heads::factors, hessian::Hessian},
+        super::{
+            heads::{DAMPING, factors},
+            hessian::Hessian,
+        },
         *,
     };
 
@@ -337,19 +340,25 @@ mod tests {
         let heads = factors(&gradients, 2 * dim, dim).unwrap();
         let alone = round(bits, &w, &factor, cols);
         let together = round_heads(bits, &w, &factor, &heads, cols);
-        let [alone, together] = [alone, together].map(|rounded| {
+        let cost = |rounded: &Rounded, damping: f64| -> f64 {
             let found = values(bits, &rounded.scales, &rounded.codes, cols);
             let error: Vec<f32> = w.iter().zip(found).map(|(w, f)| w - f).collect();
-            error
-                .chunks_exact(dim * cols)
-                .enumerate()
-                .map(|(head, error)| {
-                    let own = gradients.chunks_exact(2 * dim).flat_map(|g| &g[head * dim..][..dim]);
-                    joint(&Hessian::of(&own.copied().collect::<Vec<f32>>(), dim), error, &hessian)
-                })
-                .sum::<f64>()
-        });
+            let heads = error.chunks_exact(dim * cols).enumerate().map(|(head, error)| {
+                let own = gradients.chunks_exact(2 * dim).flat_map(|g| &g[head * dim..][..dim]);
+                let own = Hessian::of(&own.copied().collect::<Vec<f32>>(), dim);
+                let mean =
+                    own.numbers().iter().step_by(dim + 1).map(|x| f64::from(*x)).sum::<f64>() / dim as f64;
+                joint(&own, error, &hessian) + damping * mean * hessian.square(error)
+            });
+            heads.sum()
+        };
+        let [plain, damped] = [0.0, DAMPING].map(|damping| [&alone, &together].map(|r| cost(r, damping)));
+        let [alone, together] = plain;
         assert!(together < 0.5 * alone, "{together} of {alone}");
+        // What is foretold of it is with the factors' damping; errors passed on make rows longer, and so the next errors.
+        let foretold = heads.iter().map(Factor::left).sum::<f64>() / heads.len() as f64;
+        let left = damped[1] / damped[0];
+        assert!((0.9..1.5).contains(&(left / foretold)), "{left} left, foretold {foretold}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
     cost::{Moments, gradients},
     forward::{Activations, Forward, Layer, MATRICES, SHARED},
     head::Head,
+    heads::Heads,
     ldlq::values,
     linalg::dot,
     measure::compare,
@@ -178,9 +179,7 @@ impl Sensing<'_> {
         while let Some(x) = self.streams.pop() {
             let index = self.streams.len();
             let layer = Layer::load(self.folded, index)?;
-            let powers = MATRICES.map(|kind| {
-                row_powers(layer.matrix(kind), TensorName::new(index, kind).shape(&self.forward.config)[1])
-            });
+            let powers = self.powers(index, &layer, &x);
             let sequences = x.par_chunks(width).zip(gradient.par_chunks_mut(width));
             let passed: Vec<Passed> = sequences
                 .map(|(x, gradient)| {
@@ -210,6 +209,22 @@ impl Sensing<'_> {
             self.step(1.0 - 0.6 * index as f64 / layers as f64)?;
         }
         Ok(gradient)
+    }
+
+    /// What errors of a code have in each row of a layer's matrices, those that feedback between rows takes away not
+    /// counted; `x` is the stream before the layer.
+    fn powers(&self, index: usize, layer: &Layer, x: &[f32]) -> [Vec<f64>; 7] {
+        let config = &self.forward.config;
+        let heads = Heads::new(&self.forward, layer, &self.forward.normed(x));
+        MATRICES.map(|kind| {
+            let mut powers = row_powers(layer.matrix(kind), TensorName::new(index, kind).shape(config)[1]);
+            for (powers, head) in powers.chunks_exact_mut(config.head_dim).zip(heads.of(kind).unwrap_or(&[]))
+            {
+                let left = head.left();
+                powers.iter_mut().for_each(|power| *power *= left);
+            }
+            powers
+        })
     }
 
     /// The embeddings of the text, read row by row: the whole matrix may be larger than a layer.
