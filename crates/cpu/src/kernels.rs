@@ -10,6 +10,8 @@ mod neon;
 mod neon_dot;
 #[cfg(target_arch = "aarch64")]
 mod neon_plain;
+#[cfg(target_arch = "x86_64")]
+mod panel_products;
 pub(crate) mod peak;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod planar;
@@ -29,7 +31,12 @@ use std::ops::Range;
 
 use upg_codec::Isa;
 
-use crate::{layout::Layout, matrix::T8, quantize::Quantized};
+use crate::{activations::Integers, layout::Layout, matrix::T8};
+
+/// Whether products with `tokens` tokens read panels.
+pub(crate) fn takes_panels(isa: Isa, tokens: usize) -> bool {
+    isa == Isa::Avx2 && tokens >= MANY
+}
 
 /// From so many tokens on, weights are decoded into memory for all of them. (For fewer, decoding in registers once more costs
 /// less than turning decoded rows into lanes.)
@@ -46,6 +53,8 @@ pub(crate) struct KernelScratch {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     planar: planar_products::Buffers,
     #[cfg(target_arch = "x86_64")]
+    panels: panel_products::Buffers,
+    #[cfg(target_arch = "x86_64")]
     spread: spread_products::Buffers,
 }
 
@@ -57,22 +66,29 @@ impl KernelScratch {
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             planar: planar_products::Buffers::new(tokens),
             #[cfg(target_arch = "x86_64")]
+            panels: panel_products::Buffers::new(cols, tokens),
+            #[cfg(target_arch = "x86_64")]
             spread: spread_products::Buffers::new(tokens),
         }
     }
 }
 
-/// See [`crate::matrix::Matrix::multiply`]. `y` is `[tokens.len(), rows.len()]`.
+/// See [`crate::matrix::Matrix::multiply`]. `y` is `[tokens, rows.len()]`.
 pub(crate) fn multiply(
     isa: Isa,
     matrix: &T8,
     rows: Range<usize>,
-    tokens: &[Quantized],
+    activations: Integers<'_>,
     y: &mut [f32],
     scratch: &mut KernelScratch,
 ) {
     debug_assert!(rows.start.is_multiple_of(matrix.layout.tile_rows()) && rows.end <= matrix.rows);
+    let tokens = activations.tokens;
     match (isa, matrix.layout) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Layout::LanePlanar) if takes_panels(isa, tokens.len()) => {
+            panel_products::multiply(matrix, rows, activations, y, &mut scratch.panels);
+        }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         (Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot, Layout::LanePlanar) => {
             planar_products::multiply(isa, matrix, rows, tokens, y, &mut scratch.planar);

@@ -3,11 +3,12 @@
 //!
 //! - `pool` shares out the work of an instruction; `memory` holds weights in huge pages.
 //! - `layout` and `load` repack weights for the kernels of the chosen instruction set; `kernels` multiply.
-//! - `quantize` makes activations integers, so that products are exact; `math` and `attention` fix the order of
+//! - `quantize` makes activations integers, so that products are exact, `panel` puts many tokens' side by side; `math` and `attention` fix the order of
 //!   every floating-point sum. So results have the same bits on every instruction set and number of threads. (Only
 //!   f32 matrices, multiplied by the `gemm` crate, may differ between instruction sets.)
 //! - `machine` and `ops` are the program.
 
+mod activations;
 mod attention;
 mod kernels;
 mod kv;
@@ -20,6 +21,7 @@ mod math;
 mod matrix;
 mod memory;
 mod ops;
+mod panel;
 mod per_isa;
 mod pool;
 mod quantize;

@@ -7,13 +7,13 @@ use upg_codec::{Bits, Isa};
 use upg_pdvm::{MachineError, Tensor, rotation::SplitMix64};
 
 use crate::{
+    activations::Activations,
     kernels::{KernelScratch, peak},
     layout::Layout,
     matrix::{Input, Matrix},
     memory::Arena,
     per_isa::per_isa,
     pool::Pool,
-    quantize::Quantized,
 };
 
 /// Bytes that are read over and over: more than caches hold.
@@ -77,10 +77,9 @@ pub fn kernel_rate(isa: Isa, threads: usize) -> Result<f64, MachineError> {
     let tensor =
         Tensor::T8 { bits: Bits::B3, rows: ROWS, cols: COLS, scales: scales.into(), codes: codes.into() };
     let matrix = Matrix::load(&tensor, layout, &Arena::default())?;
-    let mut quantized = [Quantized::new(layout, COLS)];
     let x: Vec<f32> = (0..COLS).map(|i| (i as f32).sin()).collect();
-    quantized[0].set(isa, &x);
-    let input = Input { x: &x, quantized: &quantized };
+    let mut activations = Activations::new(isa, COLS, 1);
+    let input = Input { x: &x, integers: activations.set([&x[..]].into_iter()) };
     let mine = (0..threads).map(|_| (vec![0.0; ROWS], KernelScratch::new(COLS, 1)));
     let products = fastest_window(&mut start(threads)?, mine, &|(y, scratch)| {
         matrix.multiply(isa, 0..ROWS, input, black_box(y), scratch);

@@ -5,19 +5,19 @@ use upg_codec::{Bits, GROUP, Isa, decode_group};
 use upg_pdvm::{MachineError, Tensor};
 
 use crate::{
+    activations::Integers,
     kernels::{self, KernelScratch},
     layout::Layout,
     memory::{Arena, Region},
-    quantize::Quantized,
 };
 
-/// Activations of `quantized.len()` tokens, in the two forms that matrices want.
+/// Activations of some tokens, in the two forms that matrices want.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     /// Vectors of the matrix's columns, one after the other.
     pub x: &'a [f32],
     /// The same vectors in integers; only T8 matrices read them.
-    pub quantized: &'a [Quantized],
+    pub integers: Integers<'a>,
 }
 
 /// A matrix, `[rows = outputs, cols = inputs]`.
@@ -100,7 +100,7 @@ impl Matrix {
         scratch: &mut KernelScratch,
     ) {
         match self {
-            Matrix::T8(m) => kernels::multiply(isa, m, rows, input.quantized, y, scratch),
+            Matrix::T8(m) => kernels::multiply(isa, m, rows, input.integers, y, scratch),
             Matrix::Dense(m) => m.multiply(rows, input.x, y),
         }
     }

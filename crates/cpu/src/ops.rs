@@ -7,12 +7,13 @@ use upg_codec::Isa;
 use upg_pdvm::rotation;
 
 use crate::{
+    activations::Activations,
     kernels::{MANY, MAX_STEP},
     machine::CpuMachine,
     math,
     matrix::{Input, Matrix},
+    panel::PANEL_TOKENS,
     pool::{Grid, Pool},
-    quantize::Quantized,
     scratch::ThreadScratch,
 };
 
@@ -41,7 +42,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let [q, k, v] = &model.layers[layer].qkv;
-        let input = Input { x: &scratch.normed[..n * config.hidden], quantized: &scratch.quantized[..n] };
+        let input = Input { x: &scratch.normed[..n * config.hidden], integers: scratch.integers.first(n) };
         let out = &mut scratch.qkv[..n * (config.q_width() + 2 * config.kv_width())];
         linear(*isa, pool, threads, &[q, k, v], input, out, Output::Set);
         self.rope_and_append(layer);
@@ -52,8 +53,8 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let attended = &scratch.attended[..n * config.q_width()];
-        quantize(*isa, pool, threads, attended, &mut scratch.quantized[..n]);
-        let input = Input { x: attended, quantized: &scratch.quantized[..n] };
+        quantize(*isa, pool, threads, attended, n, &mut scratch.integers);
+        let input = Input { x: attended, integers: scratch.integers.first(n) };
         let x = &mut scratch.x[..n * config.hidden];
         linear(*isa, pool, threads, &[&model.layers[layer].o], input, x, Output::Add);
     }
@@ -64,7 +65,7 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n, isa) = (&program.config, rows.len(), *isa);
         let (gate, up) = (&model.layers[layer].gate, &model.layers[layer].up);
-        let input = Input { x: &scratch.normed[..n * config.hidden], quantized: &scratch.quantized[..n] };
+        let input = Input { x: &scratch.normed[..n * config.hidden], integers: scratch.integers.first(n) };
         let grid = Grid {
             stride: config.mlp,
             row_step: n,
@@ -92,8 +93,8 @@ impl CpuMachine {
         let Self { pool, threads, rows, model, scratch, program, isa, .. } = self;
         let (config, n) = (&program.config, rows.len());
         let h = &scratch.mlp[..n * config.mlp];
-        quantize(*isa, pool, threads, h, &mut scratch.quantized[..n]);
-        let input = Input { x: h, quantized: &scratch.quantized[..n] };
+        quantize(*isa, pool, threads, h, n, &mut scratch.integers);
+        let input = Input { x: h, integers: scratch.integers.first(n) };
         let x = &mut scratch.x[..n * config.hidden];
         linear(*isa, pool, threads, &[&model.layers[layer].down], input, x, Output::Add);
     }
@@ -123,8 +124,8 @@ impl CpuMachine {
             return;
         }
         let normed = &scratch.normed[..n * hidden];
-        quantize(isa, pool, threads, normed, &mut scratch.quantized[..n]);
-        let input = Input { x: normed, quantized: &scratch.quantized[..n] };
+        quantize(isa, pool, threads, normed, n, &mut scratch.integers);
+        let input = Input { x: normed, integers: scratch.integers.first(n) };
         linear(isa, pool, threads, &[model.head()], input, logits, Output::Set);
     }
 
@@ -136,7 +137,7 @@ impl CpuMachine {
         each_row(pool, threads, normed, hidden, &|i, y| {
             math::norm(isa, &x[i * hidden..][..hidden], y, eps);
         });
-        quantize(isa, pool, threads, normed, &mut scratch.quantized[..n]);
+        quantize(isa, pool, threads, normed, n, &mut scratch.integers);
     }
 }
 
@@ -159,7 +160,7 @@ fn linear(
     out: &mut [f32],
     output: Output,
 ) {
-    let n = input.quantized.len();
+    let n = input.integers.tokens.len();
     let mut parts = [0; 3];
     for (part, matrix) in parts.iter_mut().zip(matrices) {
         *part = matrix.rows();
@@ -194,17 +195,29 @@ fn step(matrices: &[&Matrix], n: usize, threads: usize) -> usize {
     (rows / (threads * items)).next_multiple_of(unit).clamp(unit, MAX_STEP)
 }
 
-/// Makes vectors integers, one a token.
-fn quantize(isa: Isa, pool: &mut Pool, threads: &mut [ThreadScratch], x: &[f32], to: &mut [Quantized]) {
-    let width = x.len() / to.len();
-    each_row(pool, threads, to, 1, &|i, to| {
+/// Makes `n` vectors integers.
+fn quantize(
+    isa: Isa,
+    pool: &mut Pool,
+    threads: &mut [ThreadScratch],
+    x: &[f32],
+    n: usize,
+    to: &mut Activations,
+) {
+    let (width, (tokens, panels)) = (x.len() / n, to.first_mut(n));
+    each_row(pool, threads, tokens, 1, &|i, to| {
         if let [to] = to {
             to.set(isa, &x[i * width..][..width]);
         }
     });
+    each_row(pool, threads, panels, 1, &|i, to| {
+        if let [to] = to {
+            to.set(&tokens[i * PANEL_TOKENS..n.min((i + 1) * PANEL_TOKENS)]);
+        }
+    });
 }
 
-/// Calls `work` for every row of `width` elements. One row is done at once: waking others would take longer.
+/// Calls `work` for every row of `width` elements. One row (or none) is done at once: waking others would take longer.
 fn each_row<T: Send>(
     pool: &mut Pool,
     threads: &mut [ThreadScratch],
@@ -212,8 +225,11 @@ fn each_row<T: Send>(
     width: usize,
     work: &(dyn Fn(usize, &mut [T]) + Sync),
 ) {
-    if data.len() == width {
-        return work(0, data);
+    if data.len() <= width {
+        if !data.is_empty() {
+            work(0, data);
+        }
+        return;
     }
     let grid = Grid { stride: width, row_step: 1, parts: &[width], col_step: width };
     pool.tiles(threads, data, grid, &|_, tile| {

@@ -30,8 +30,6 @@ pub(crate) struct Quantized {
     pub high: Vec<i8>,
     /// See `high`.
     pub low: Vec<i8>,
-    /// For AVX2's products with many tokens: `ordered`, but the even groups of each step before its odd ones.
-    pub paired: Vec<i16>,
     /// The sum of all values: what an offset of one on every weight adds.
     pub sum: i64,
     layout: Layout,
@@ -47,7 +45,6 @@ impl Quantized {
             ordered: Vec::with_capacity(cols),
             high: Vec::with_capacity(cols),
             low: Vec::with_capacity(cols),
-            paired: Vec::with_capacity(cols),
             sum: 0,
             layout,
         }
@@ -73,10 +70,6 @@ impl Quantized {
             arrange_planar(isa, &self.values, &mut self.ordered);
         }
         split(isa, &self.ordered, &mut self.high, &mut self.low);
-        if self.layout == Layout::LanePlanar && isa == Isa::Avx2 {
-            self.paired.resize(cols, 0);
-            pair(isa, &self.ordered, &mut self.paired);
-        }
     }
 }
 
@@ -153,14 +146,6 @@ per_isa! {
             for (i, eight) in ordered.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 *eight = values[spread_column(8 * i) / 8];
             }
-        }
-    }
-
-    /// Puts the even groups of each step before its odd ones.
-    fn pair(ordered: &[i16], paired: &mut [i16]) {
-        let steps = ordered.as_chunks::<4>().0.iter().zip(paired.as_chunks_mut::<4>().0);
-        for (&[a, b, c, d], step) in steps {
-            *step = [a, c, b, d];
         }
     }
 
@@ -242,9 +227,6 @@ mod tests {
                 for (i, (high, low)) in q.high.iter().zip(&q.low).enumerate() {
                     assert_eq!((i16::from(*high) << LOW_BITS) + i16::from(*low), value(i));
                     assert!((-32..=32).contains(high) && (-32..=32).contains(low));
-                }
-                for (i, &paired) in q.paired.iter().enumerate() {
-                    assert_eq!(paired, value(i / 4 * 4 + [0, 2, 1, 3][i % 4]));
                 }
             }
         }

@@ -2,7 +2,7 @@ use upg_codec::Isa;
 use upg_format::ModelConfig;
 use upg_pdvm::{MachineOptions, PAGE_TOKENS};
 
-use crate::{attention::partial_len, kernels::KernelScratch, kv::WIDE, layout::Layout, quantize::Quantized};
+use crate::{activations::Activations, attention::partial_len, kernels::KernelScratch, kv::WIDE};
 
 /// Batches of at most so many tokens share one token's attention among threads, page by page: larger ones have tokens
 /// enough for all threads.
@@ -21,7 +21,7 @@ pub(crate) struct Scratch {
     /// The MLP's hidden activations.
     pub mlp: Vec<f32>,
     /// The input of the next matrix in integers.
-    pub quantized: Vec<Quantized>,
+    pub integers: Activations,
     /// Cosines and sines of every token's position, side by side.
     pub rope: Vec<f32>,
     /// Partials of attention that is split among threads: a row for each token and page.
@@ -41,7 +41,7 @@ impl Scratch {
             qkv: zeros(config.q_width() + 2 * config.kv_width()),
             attended: zeros(config.q_width()),
             mlp: zeros(config.mlp),
-            quantized: (0..rows).map(|_| Quantized::new(Layout::of(isa), widest)).collect(),
+            integers: Activations::new(isa, widest, rows),
             rope: zeros(config.rope.dim),
             partials: vec![0.0; SPLIT_ROWS.min(rows) * splits * partial],
         }

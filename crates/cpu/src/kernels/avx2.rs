@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{planar::*, planar_x86::*};
+use super::{panel_products::Sums, planar::*, planar_x86::*};
 use crate::quantize::{CHUNK, Quantized};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with the activations of each of `T` tokens;
@@ -52,7 +52,7 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
     join(sums)
 }
 
-/// Decodes a tile for [`tokens`]: weight `i` of the 32 groups as two vectors of 16 bits, the even groups' and the odd
+/// Decodes a tile for [`panel`]: weight `i` of the 32 groups as two vectors of 16 bits, the even groups' and the odd
 /// groups', which are steps `2·i` and `2·i + 1`; steps are `stride` bytes apart.
 ///
 /// # Safety
@@ -76,44 +76,63 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
     }
 }
 
-/// Adds the products of two decoded tiles, side by side, with `T` tokens' activations to the tokens' totals.
-/// Meanwhile as many activations at `ahead` are fetched.
+/// Steps in a turn of [`panel`]'s loop: fewer leave the processor's front end behind, above all where a core is shared.
+const TURN: usize = 4;
+
+/// Adds the products of two decoded tiles, side by side, with a panel of `T` tokens.
 ///
-/// Weights of 16 bits meet values of 12: a step adds at most 2 · 127 · 2047 to a sum, so those of a span stay far below
-/// 2^31.
+/// Weights of 16 bits meet values of 12: a step adds at most 2 · 128 · 2047 to a sum.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps (a multiple of [`LINE_STEPS`]) of two vectors, `activations` to `steps` dwords each, no
-/// more than a span has.
+/// `decoded` points to `steps` steps (a multiple of [`TURN`]) of two vectors, `values` to `steps` of `T` pairs.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn tokens<const T: usize>(
-    decoded: *const u8,
+pub(super) unsafe fn panel<const T: usize>(
+    mut decoded: *const u8,
     steps: usize,
-    activations: [*const u8; T],
-    ahead: [*const u8; T],
-    totals: &mut [PairTotals; T],
+    mut values: *const [i16; 2],
+    sums: &mut Sums<i32>,
 ) {
-    let mut sums = [[_mm256_setzero_si256(); 2]; T];
-    for line in (0..steps).step_by(LINE_STEPS) {
-        prefetch_each(ahead, 4 * line);
-        // Two at a time: a loop of one leaves the processor's front end behind, above all where a core is shared.
-        for first in (line..line + LINE_STEPS).step_by(2) {
-            for step in [first, first + 1] {
-                // SAFETY: the caller's decoded weights and activations, a step at a time.
-                unsafe {
-                    let weights =
-                        [load!(decoded.add(2 * step * VECTOR)), load!(decoded.add((2 * step + 1) * VECTOR))];
-                    for (sums, activations) in sums.iter_mut().zip(activations) {
-                        let pairs = broadcast!(activations.add(4 * step));
-                        for (sum, weights) in sums.iter_mut().zip(weights) {
-                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(weights, pairs));
-                        }
-                    }
+    // SAFETY: the rows of a token and of two tiles are two vectors; the caller's decoded weights and values, a turn at a time.
+    unsafe {
+        let place = sums.0.as_mut_ptr().cast::<__m256i>();
+        let load = |t| [_mm256_loadu_si256(place.add(2 * t)), _mm256_loadu_si256(place.add(2 * t + 1))];
+        let mut sums: [_; T] = std::array::from_fn(load);
+        for _ in 0..steps / TURN {
+            for step in 0..TURN {
+                let weights = [load!(decoded.add(step * STEP)), load!(decoded.add(step * STEP + VECTOR))];
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    add_products(sums, weights, broadcast!(values.add(step * T + t)));
                 }
             }
+            decoded = decoded.add(TURN * STEP);
+            values = values.add(TURN * T);
+        }
+        for (t, sums) in sums.into_iter().enumerate() {
+            _mm256_storeu_si256(place.add(2 * t), sums[0]);
+            _mm256_storeu_si256(place.add(2 * t + 1), sums[1]);
         }
     }
-    for (totals, sums) in totals.iter_mut().zip(sums) {
-        totals.add(sums);
+}
+
+/// Adds the products of two vectors of weights with the same values. In assembly, and said to touch memory, since compilers
+/// would move later loads up to where registers do not suffice.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products([first, second]: &mut [__m256i; 2], weights: [__m256i; 2], values: __m256i) {
+    // SAFETY: the instructions are AVX2's; in truth they touch no memory.
+    unsafe {
+        std::arch::asm!(
+            "vpmaddwd {products}, {first_weights}, {values}",
+            "vpmaddwd {values}, {second_weights}, {values}",
+            "vpaddd {first}, {first}, {products}",
+            "vpaddd {second}, {second}, {values}",
+            first = inout(ymm_reg) *first,
+            second = inout(ymm_reg) *second,
+            first_weights = in(ymm_reg) weights[0],
+            second_weights = in(ymm_reg) weights[1],
+            values = inout(ymm_reg) values => _,
+            products = out(ymm_reg) _,
+            options(nostack, preserves_flags),
+        );
     }
 }

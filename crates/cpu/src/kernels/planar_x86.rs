@@ -29,20 +29,19 @@ pub(super) fn gemv_offset(_isa: Isa) -> u8 {
     OFFSET
 }
 
-/// What [`multiply`] wants added to every weight: nothing on AVX2, which multiplies many tokens in 16 bits.
-pub(super) fn offset(isa: Isa) -> u8 {
-    if isa == Isa::AvxVnni { OFFSET } else { 0 }
+/// What [`multiply`] wants added to every weight.
+pub(super) fn offset(_isa: Isa) -> u8 {
+    OFFSET
 }
 
-/// Columns that a token has activations for, in all forms that the kernels of a path read.
-pub(super) fn columns(isa: Isa, token: &Quantized) -> usize {
-    let planes = token.high.len().min(token.low.len());
-    if isa == Isa::AvxVnni { planes } else { planes.min(token.paired.len()) }
+/// Columns that a token has activations for, in all forms that the kernels read.
+pub(super) fn columns(_isa: Isa, token: &Quantized) -> usize {
+    token.high.len().min(token.low.len())
 }
 
 /// Steps of a decoded chunk.
-pub(super) fn chunk_steps(isa: Isa) -> usize {
-    if isa == Isa::AvxVnni { 32 } else { 64 }
+pub(super) fn chunk_steps(_isa: Isa) -> usize {
+    32
 }
 
 /// Sums of the products of eight rows with the activations of each of `T` tokens.
@@ -70,22 +69,18 @@ pub(super) unsafe fn gemv<const T: usize>(
 /// Decodes a tile for [`multiply`]: [`chunk_steps`] steps, [`STEP`] bytes apart.
 ///
 /// # Safety
-/// `tile` points to a tile of `bits` bits a weight, `to` to room for its steps, and the processor has `isa`.
-pub(super) unsafe fn decode(isa: Isa, bits: Bits, tile: *const u8, tables: &Tables, to: *mut u8) {
+/// `tile` points to a tile of `bits` bits a weight, `to` to room for its steps, and the processor has `isa`, which is not
+/// plain AVX2 (see `panel_products`).
+pub(super) unsafe fn decode(_isa: Isa, bits: Bits, tile: *const u8, tables: &Tables, to: *mut u8) {
     // SAFETY: the caller's.
-    unsafe {
-        match isa {
-            Isa::AvxVnni => for_bits!(bits, vnni::decode(tile, tables, to, STEP)),
-            _ => for_bits!(bits, avx2::decode(tile, tables, to, STEP)),
-        }
-    }
+    unsafe { for_bits!(bits, vnni::decode(tile, tables, to, STEP)) }
 }
 
 /// Adds the products of a decoded span (its chunks) of two tiles, side by side, with `T` tokens to the tokens' totals.
 /// Those that come next (their activations are fetched meanwhile) have the span's chunks as well.
 ///
 /// # Safety
-/// `decoded` points to the span's steps, the tokens have its chunks, and the processor has `isa`.
+/// `decoded` points to the span's steps, the tokens have its chunks, and the processor has `isa`, which is not plain AVX2.
 pub(super) unsafe fn multiply<const T: usize>(
     isa: Isa,
     decoded: *const u8,
@@ -94,16 +89,10 @@ pub(super) unsafe fn multiply<const T: usize>(
     totals: &mut [PairTotals; T],
 ) {
     let steps = span.len() * chunk_steps(isa);
-    if isa != Isa::AvxVnni {
-        let of = |token: &Quantized| token.paired[span.start * CHUNK..].as_ptr().cast();
-        // SAFETY: the caller's; there are two activations a step.
-        unsafe { avx2::tokens(decoded, steps, tokens.map(of), ahead.map(of), totals) };
-        return;
-    }
     let planes = |tokens: [&Quantized; T]| {
         PLANES.map(|plane| tokens.map(|token| plane.of(token)[span.start * CHUNK..].as_ptr().cast()))
     };
-    // SAFETY: as above, with four activations a step.
+    // SAFETY: the caller's; there are four activations a step.
     unsafe { vnni::tokens(decoded, steps, planes(tokens), planes(ahead), totals) };
 }
 

@@ -6,7 +6,7 @@ use upg_codec::Bits;
 use upg_pdvm::{Tensor, rotation::SplitMix64};
 
 use super::*;
-use crate::{matrix::Matrix, memory::Arena};
+use crate::{activations::Activations, matrix::Matrix, memory::Arena};
 
 /// A random matrix in the layout of `isa`.
 fn matrix(layout: Layout, bits: Bits, rows: usize, cols: usize, seed: u64) -> Matrix {
@@ -28,24 +28,14 @@ fn product(
     let layout = Layout::of(isa);
     let Matrix::T8(matrix) = matrix(layout, bits, rows, cols, seed) else { unreachable!() };
     let mut random = SplitMix64(!seed);
-    let quantized: Vec<Quantized> = (0..tokens)
-        .map(|_| {
-            let x: Vec<f32> = (0..cols)
-                .map(|_| {
-                    if extreme {
-                        1.0
-                    } else {
-                        (random.next() as i32) as f32 / (1 << (random.next() % 8)) as f32
-                    }
-                })
-                .collect();
-            let mut q = Quantized::new(layout, cols);
-            q.set(isa, &x);
-            q
-        })
-        .collect();
+    let mut value = || {
+        if extreme { 1.0 } else { (random.next() as i32) as f32 / (1 << (random.next() % 8)) as f32 }
+    };
+    let vectors: Vec<f32> = (0..tokens * cols).map(|_| value()).collect();
+    let mut activations = Activations::new(isa, cols, tokens);
+    let activations = activations.set(vectors.chunks_exact(cols));
     let mut y = vec![0.0; tokens * (rows - skip)];
-    multiply(isa, &matrix, skip..rows, &quantized, &mut y, &mut KernelScratch::new(cols, tokens));
+    multiply(isa, &matrix, skip..rows, activations, &mut y, &mut KernelScratch::new(cols, tokens));
     y.into_iter().map(f32::to_bits).collect()
 }
 
