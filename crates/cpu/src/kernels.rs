@@ -10,6 +10,8 @@ mod neon;
 mod neon_dot;
 #[cfg(target_arch = "aarch64")]
 mod neon_plain;
+#[cfg(target_arch = "aarch64")]
+mod neon_ring;
 #[cfg(target_arch = "x86_64")]
 mod panel_products;
 pub(crate) mod peak;

@@ -17,9 +17,9 @@ pub(super) const HALF_ROWS: usize = TILE_ROWS / 2;
 /// The look-up tables in registers, and masks of the lowest one, two and three bits.
 #[derive(Clone, Copy)]
 pub(super) struct Registers {
-    low: [uint8x16_t; 4],
-    high: [uint8x16_t; 4],
-    lowest: [uint8x16_t; 3],
+    pub(super) low: [uint8x16_t; 4],
+    pub(super) high: [uint8x16_t; 4],
+    pub(super) lowest: [uint8x16_t; 3],
 }
 
 impl Registers {
@@ -48,7 +48,7 @@ pub(super) fn opaque(mut vector: int8x16_t) -> int8x16_t {
 /// `bytes >> by`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn shift_right(bytes: uint8x16_t, by: usize) -> uint8x16_t {
+pub(super) fn shift_right(bytes: uint8x16_t, by: usize) -> uint8x16_t {
     match by {
         0 => bytes,
         1 => vshrq_n_u8::<1>(bytes),
@@ -61,7 +61,7 @@ fn shift_right(bytes: uint8x16_t, by: usize) -> uint8x16_t {
 /// `to` with the bits of `from` that are set in `mask`: one instruction, where of the intrinsic compilers make three.
 #[inline]
 #[target_feature(enable = "neon")]
-fn insert(mut to: uint8x16_t, from: uint8x16_t, mask: uint8x16_t) -> uint8x16_t {
+pub(super) fn insert(mut to: uint8x16_t, from: uint8x16_t, mask: uint8x16_t) -> uint8x16_t {
     // SAFETY: every processor of the architecture has the instruction; it touches no memory.
     unsafe {
         asm!(
@@ -103,21 +103,6 @@ unsafe fn look_up<const K: usize>(
     vqtbl1q_u8(tables[bit - 4], insert(upper, second, lowest[bit - 5]))
 }
 
-/// What both look-ups find for weight `i` (a constant once compiled) of the 16 groups of a half: their sum is the weight.
-///
-/// # Safety
-/// `half` points to a half of a tile of `K` bits a weight.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn parts<const K: usize>(half: *const u8, i: usize, tables: &Registers) -> [int8x16_t; 2] {
-    // SAFETY: the caller's.
-    unsafe {
-        let low = look_up::<K>(half, K * i, &tables.low, &tables.lowest);
-        let high = look_up::<K>(half, K * i + 4, &tables.high, &tables.lowest);
-        [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)]
-    }
-}
-
 /// Weight `i` (a constant once compiled) of the 16 groups of a half.
 ///
 /// # Safety
@@ -126,21 +111,36 @@ pub(super) unsafe fn parts<const K: usize>(half: *const u8, i: usize, tables: &R
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn weights<const K: usize>(half: *const u8, i: usize, tables: &Registers) -> int8x16_t {
     // SAFETY: the caller's.
-    let [low, high] = unsafe { parts::<K>(half, i, tables) };
-    vaddq_s8(low, high)
+    let [low, high] = unsafe {
+        [
+            look_up::<K>(half, K * i, &tables.low, &tables.lowest),
+            look_up::<K>(half, K * i + 4, &tables.high, &tables.lowest),
+        ]
+    };
+    vreinterpretq_s8_u8(vaddq_u8(low, high))
 }
 
 /// Prefetches as many bytes as a tile has, some way ahead.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn prefetch<const K: usize>(tile: *const u8) {
-    for line in 0..2 * K {
-        let address = tile.wrapping_add(super::PREFETCH + 64 * line);
-        // SAFETY: a prefetch may have any address.
-        unsafe {
-            asm!("prfm pldl1strm, [{}]", in(reg) address, options(readonly, nostack, preserves_flags));
-        }
+    // The offsets are parts of the instructions: a register for each would be one too many.
+    macro_rules! lines {
+        ($($line:literal)*) => {$(
+            if $line < 2 * K {
+                // SAFETY: a prefetch may have any address.
+                unsafe {
+                    asm!(
+                        "prfm pldl1strm, [{tile}, #{ahead}]",
+                        tile = in(reg) tile,
+                        ahead = const super::PREFETCH + 64 * $line,
+                        options(readonly, nostack, preserves_flags),
+                    );
+                }
+            }
+        )*};
     }
+    lines!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }
 
 /// 64-bit totals of a half's rows.

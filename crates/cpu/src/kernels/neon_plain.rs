@@ -2,9 +2,12 @@
 
 use std::arch::{aarch64::*, asm};
 
+use upg_codec::GROUP;
+
 use super::{
     neon::*,
-    planar::{RowSums, Tables, VECTOR, each_weight},
+    neon_ring::{Ring, cuts},
+    planar::{RowSums, Tables, each_weight},
 };
 use crate::{layout::TILE_ROWS, quantize::Quantized};
 
@@ -65,7 +68,8 @@ impl Halves {
 /// The most chunks whose products fit 32 bits: a chunk adds at most 32 · 127 · 2047 to a lane.
 const SAFE_CHUNKS: usize = 256;
 
-/// The next four of `values`, repeated, in one instruction: of the intrinsics compilers make another for the address.
+/// The next four of `values`, repeated, in one instruction (of the intrinsics compilers make another for the address) and in
+/// order (see `neon_ring`).
 ///
 /// # Safety
 /// `values` points to four values.
@@ -79,16 +83,43 @@ unsafe fn next_four(values: &mut *const i16) -> int16x8_t {
             "ld1r {{{four:v}.2d}}, [{values}], #8",
             four = lateout(vreg) four,
             values = inout(reg) *values,
-            options(pure, readonly, nostack, preserves_flags),
+            options(nostack, preserves_flags),
         );
     }
     four
 }
 
-/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations.
+/// Adds the products of the weights of 16 groups (each a sum of two look-ups) with four activations, repeated.
 ///
-/// The addition of the look-ups widens weights to 16 bits, which meet whole activations: as many multiplications as for
-/// the two planes' bytes, and nothing to widen after them.
+/// The addition widens weights to 16 bits, which meet whole activations: as many multiplications as for the two planes'
+/// bytes, and nothing to widen after them.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_products(sums: &mut [int32x4_t; HALF_ROWS], [low, high]: [uint8x16_t; 2], four: int16x8_t) {
+    let [a, b, c, d] = sums;
+    // SAFETY: every processor of the architecture has the instructions; in truth they touch no memory (see `neon_ring`).
+    unsafe {
+        asm!(
+            "saddl {first:v}.8h, {low:v}.8b, {high:v}.8b",
+            "saddl2 {high:v}.8h, {low:v}.16b, {high:v}.16b",
+            "smlal {a:v}.4s, {first:v}.4h, {four:v}.4h",
+            "smlal2 {b:v}.4s, {first:v}.8h, {four:v}.8h",
+            "smlal {c:v}.4s, {high:v}.4h, {four:v}.4h",
+            "smlal2 {d:v}.4s, {high:v}.8h, {four:v}.8h",
+            a = inout(vreg) *a,
+            b = inout(vreg) *b,
+            c = inout(vreg) *c,
+            d = inout(vreg) *d,
+            low = in(vreg) low,
+            high = inout(vreg) high => _,
+            four = in(vreg) four,
+            first = out(vreg) _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Sums of the products of eight rows (`chunks` tiles, one after the other) with one token's activations.
 ///
 /// # Safety
 /// `tiles` points to `chunks` tiles of `K` bits a weight, and `token` has as many chunks.
@@ -109,22 +140,31 @@ pub(super) unsafe fn gemv<const K: usize>(
             prefetch::<K>(tiles);
             // SAFETY: the caller's tiles and activations, a chunk at a time.
             unsafe {
+                let mut ring = Ring::new(tiles);
+                let mut lows = [0, 1].map(|half| ring.look_up(half, 0, 0, &tables.low, &tables));
                 macro_rules! step {
                     ($i:literal) => {
+                        let [before, first, second] = cuts::<K>($i);
+                        ring.load::<K>(before, first);
+                        ring.load::<K>(first, second);
                         let four = next_four(&mut values);
-                        for (half, sums) in sums.iter_mut().enumerate() {
-                            let [low, high] = parts::<K>(tiles.add(half * HALF), $i, &tables);
-                            let upper = vaddl_s8(vget_low_s8(low), vget_low_s8(high));
-                            let lower = vaddl_high_s8(low, high);
-                            sums[0] = vmlal_s16(sums[0], vget_low_s16(upper), vget_low_s16(four));
-                            sums[1] = vmlal_high_s16(sums[1], upper, four);
-                            sums[2] = vmlal_s16(sums[2], vget_low_s16(lower), vget_low_s16(four));
-                            sums[3] = vmlal_high_s16(sums[3], lower, four);
+                        for (half, (sums, low)) in sums.iter_mut().zip(&mut lows).enumerate() {
+                            let this = *low;
+                            let mut high = vdupq_n_u8(0);
+                            for [before, at] in [[before, first], [first, second]] {
+                                if at == K * $i + 4 {
+                                    high = ring.look_up(half, before, at, &tables.high, &tables);
+                                }
+                                if at == K * ($i + 1) && $i + 1 < GROUP {
+                                    *low = ring.look_up(half, before, at, &tables.low, &tables);
+                                }
+                            }
+                            add_products(sums, [this, high], four);
                         }
                     };
                 }
                 each_weight!(step);
-                tiles = tiles.add(VECTOR * 4 * K);
+                tiles = ring.next_tile();
             }
         }
         for (total, sums) in totals.iter_mut().zip(sums.as_flattened()) {
