@@ -24,7 +24,7 @@ const SHAPE: [usize; 2] = [21, 11 * 32];
 /// [`MachineError::Device`] where they differ.
 pub(crate) fn check(isa: Isa) -> Result<(), MachineError> {
     for bits in Bits::ALL {
-        for tokens in 1..=7 {
+        for tokens in [1, 2, 3, 4, 5, 7] {
             if product(isa, bits, tokens)? != product(Isa::Scalar, bits, tokens)? {
                 return Err(MachineError::Device(format!(
                     "the {} kernels give wrong products on this processor ({} bits, {tokens} tokens): set UPG_ISA to \
