@@ -35,17 +35,17 @@ use upg_codec::Isa;
 
 use crate::{activations::Integers, layout::Layout, matrix::T8};
 
-/// Whether products with `tokens` tokens read panels.
-pub(crate) fn takes_panels(isa: Isa, tokens: usize) -> bool {
-    isa == Isa::Avx2 && tokens >= MANY
-}
-
 /// From so many tokens on, weights are decoded into memory for all of them. (For fewer, decoding in registers once more costs
 /// less than turning decoded rows into lanes.)
 pub(crate) const MANY: usize = 4;
 
 /// The most rows of a matrix in one item of work.
 pub(crate) const MAX_STEP: usize = 64;
+
+/// Whether products with `tokens` tokens read panels.
+pub(crate) fn takes_panels(isa: Isa, tokens: usize) -> bool {
+    isa == Isa::Avx2 && tokens >= MANY
+}
 
 /// A thread's memory for decoded weights.
 pub(crate) struct KernelScratch {
