@@ -209,10 +209,11 @@ impl Text {
         if tokens.is_empty() {
             tokens.push(index as u32 % engine.config().vocab as u32);
         }
+        // From all of the distribution: without unlikely tokens a text soon repeats itself.
         let sampling = SamplingOptions {
             temperature: 1.0,
             top_p: 1.0,
-            min_p: 0.02,
+            min_p: 0.0,
             seed: Some(index as u64),
             ..SamplingOptions::default()
         };
