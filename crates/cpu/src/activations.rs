@@ -3,7 +3,7 @@ use upg_codec::Isa;
 use crate::{
     kernels,
     layout::Layout,
-    panel::{PANEL_TOKENS, Panel},
+    panel::{self, Panel},
     quantize::{CHUNK, Quantized},
 };
 
@@ -20,15 +20,15 @@ pub(crate) struct Activations {
 pub(crate) struct Integers<'a> {
     /// One a token.
     pub tokens: &'a [Quantized],
-    /// All tokens, [`PANEL_TOKENS`] at a time, or none: see [`kernels::takes_panels`].
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX2's kernels read panels"))]
+    /// All tokens, [`panel::tokens`] at a time, or none: see [`kernels::takes_panels`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of x86-64 read panels"))]
     pub panels: &'a [Panel],
 }
 
 impl Activations {
     /// Room for `tokens` vectors of up to `cols` numbers.
     pub(crate) fn new(isa: Isa, cols: usize, tokens: usize) -> Self {
-        let panel = |_| Panel::new(cols.next_multiple_of(CHUNK));
+        let panel = |_| Panel::new(isa, cols.next_multiple_of(CHUNK));
         Self {
             isa,
             tokens: (0..tokens).map(|_| Quantized::new(Layout::of(isa), cols)).collect(),
@@ -51,12 +51,15 @@ impl Activations {
         let (isa, n) = (self.isa, vectors.len());
         let (tokens, panels) = self.first_mut(n);
         tokens.iter_mut().zip(vectors).for_each(|(token, x)| token.set(isa, x));
-        panels.iter_mut().zip(tokens.chunks(PANEL_TOKENS)).for_each(|(panel, tokens)| panel.set(tokens));
+        panels
+            .iter_mut()
+            .zip(tokens.chunks(panel::tokens(isa)))
+            .for_each(|(panel, tokens)| panel.set(tokens));
         self.first(n)
     }
 }
 
 /// Panels of `tokens` tokens.
 fn panels(isa: Isa, tokens: usize) -> usize {
-    if kernels::takes_panels(isa, tokens) { tokens.div_ceil(PANEL_TOKENS) } else { 0 }
+    if kernels::takes_panels(isa, tokens) { tokens.div_ceil(panel::tokens(isa)) } else { 0 }
 }

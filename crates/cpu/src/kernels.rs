@@ -1,5 +1,7 @@
 //! Products of T8 matrices with activations of 12 bits. `scalar` is the oracle: all others give the same bits.
 
+#[cfg(target_arch = "aarch64")]
+mod arm_products;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +16,8 @@ mod neon_plain;
 mod neon_ring;
 #[cfg(target_arch = "x86_64")]
 mod panel_products;
+#[cfg(target_arch = "x86_64")]
+mod panel_x86;
 pub(crate) mod peak;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod planar;
@@ -44,7 +48,7 @@ pub(crate) const MAX_STEP: usize = 64;
 
 /// Whether products with `tokens` tokens read panels.
 pub(crate) fn takes_panels(isa: Isa, tokens: usize) -> bool {
-    isa == Isa::Avx2 && tokens >= MANY
+    matches!(isa, Isa::Avx2 | Isa::AvxVnni | Isa::Avx512) && tokens >= MANY
 }
 
 /// A thread's memory for decoded weights.
@@ -52,12 +56,11 @@ pub(crate) struct KernelScratch {
     /// A row's values (scalar code).
     values: Vec<i8>,
     /// For products with several tokens.
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    planar: planar_products::Buffers,
+    #[cfg(target_arch = "aarch64")]
+    spans: arm_products::Buffers,
+    /// For products with many tokens.
     #[cfg(target_arch = "x86_64")]
     panels: panel_products::Buffers,
-    #[cfg(target_arch = "x86_64")]
-    spread: spread_products::Buffers,
 }
 
 impl KernelScratch {
@@ -65,12 +68,10 @@ impl KernelScratch {
     pub(crate) fn new(cols: usize, tokens: usize) -> Self {
         Self {
             values: Vec::with_capacity(cols),
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            planar: planar_products::Buffers::new(tokens),
+            #[cfg(target_arch = "aarch64")]
+            spans: arm_products::Buffers::new(tokens),
             #[cfg(target_arch = "x86_64")]
-            panels: panel_products::Buffers::new(cols, tokens),
-            #[cfg(target_arch = "x86_64")]
-            spread: spread_products::Buffers::new(tokens),
+            panels: panel_products::Buffers::new(tokens),
         }
     }
 }
@@ -88,23 +89,32 @@ pub(crate) fn multiply(
     let tokens = activations.tokens;
     match (isa, matrix.layout) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Layout::LanePlanar) if takes_panels(isa, tokens.len()) => {
-            panel_products::multiply(matrix, rows, activations, y, &mut scratch.panels);
-        }
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        (Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot, Layout::LanePlanar) => {
-            planar_products::multiply(isa, matrix, rows, tokens, y, &mut scratch.planar);
+        (Isa::Avx2 | Isa::AvxVnni | Isa::Avx512, _) if takes_panels(isa, tokens.len()) => {
+            let multiply = match isa {
+                Isa::Avx2 => panel_products::multiply::<panel_x86::Avx2>,
+                Isa::AvxVnni => panel_products::multiply::<panel_x86::Vnni>,
+                _ => panel_products::multiply::<panel_x86::Avx512>,
+            };
+            multiply(matrix, rows, activations, y, &mut scratch.panels);
         }
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Layout::Spread) => match tokens.len() {
-            ..MANY => {
-                let width = rows.len();
-                for (token, y) in tokens.iter().zip(y.chunks_exact_mut(width)) {
-                    spread_products::single(matrix, rows.clone(), token, y);
-                }
+        (Isa::Avx2 | Isa::AvxVnni, Layout::LanePlanar) => {
+            planar_products::multiply(isa, matrix, rows, tokens, y);
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Layout::Spread) => {
+            for (token, y) in tokens.iter().zip(y.chunks_exact_mut(rows.len())) {
+                spread_products::multiply(matrix, rows.clone(), token, y);
             }
-            _ => spread_products::several(matrix, rows, tokens, y, &mut scratch.spread),
-        },
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot, Layout::LanePlanar) if tokens.len() <= planar_arm::FEW => {
+            planar_products::multiply(isa, matrix, rows, tokens, y);
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot, Layout::LanePlanar) => {
+            arm_products::several(isa, matrix, rows, tokens, y, &mut scratch.spans);
+        }
         _ => scalar::multiply(matrix, rows, tokens, y, scratch),
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     machine::CpuMachine,
     math,
     matrix::{Input, Matrix},
-    panel::PANEL_TOKENS,
+    panel,
     pool::{Grid, Pool},
     scratch::ThreadScratch,
 };
@@ -204,7 +204,8 @@ fn quantize(
     n: usize,
     to: &mut Activations,
 ) {
-    let (width, (tokens, panels)) = (x.len() / n, to.first_mut(n));
+    let (width, most) = (x.len() / n, panel::tokens(isa));
+    let (tokens, panels) = to.first_mut(n);
     each_row(pool, threads, tokens, 1, &|i, to| {
         if let [to] = to {
             to.set(isa, &x[i * width..][..width]);
@@ -212,7 +213,7 @@ fn quantize(
     });
     each_row(pool, threads, panels, 1, &|i, to| {
         if let [to] = to {
-            to.set(&tokens[i * PANEL_TOKENS..n.min((i + 1) * PANEL_TOKENS)]);
+            to.set(&tokens[i * most..n.min((i + 1) * most)]);
         }
     });
 }

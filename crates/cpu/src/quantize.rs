@@ -74,6 +74,7 @@ impl Quantized {
 }
 
 /// One of the planes of a [`Quantized`].
+#[cfg(target_arch = "aarch64")]
 #[derive(Clone, Copy)]
 pub(crate) enum Plane {
     High,
@@ -81,8 +82,10 @@ pub(crate) enum Plane {
 }
 
 /// Both planes.
+#[cfg(target_arch = "aarch64")]
 pub(crate) const PLANES: [Plane; 2] = [Plane::High, Plane::Low];
 
+#[cfg(target_arch = "aarch64")]
 impl Plane {
     /// The plane of a vector, in its kernel's order.
     pub(crate) fn of(self, vector: &Quantized) -> &[i8] {
@@ -93,7 +96,6 @@ impl Plane {
     }
 
     /// What one of the plane is worth in a value.
-    #[cfg(target_arch = "aarch64")]
     pub(crate) fn worth(self) -> i32 {
         match self {
             Plane::High => 1 << LOW_BITS,

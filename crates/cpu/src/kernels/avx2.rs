@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{panel_products::Sums, planar::*, planar_x86::*};
+use super::{planar::*, planar_x86::*};
 use crate::quantize::{CHUNK, Quantized};
 
 /// Sums of the products of eight rows (`chunks` tiles, one after the other) with the activations of each of `T` tokens;
@@ -79,25 +79,25 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
 /// Steps in a turn of [`panel`]'s loop: fewer leave the processor's front end behind, above all where a core is shared.
 const TURN: usize = 4;
 
-/// Adds the products of two decoded tiles, side by side, with a panel of `T` tokens.
+/// Adds the products of two decoded tiles, side by side, with a panel of `T` tokens to `sums`, two vectors a token.
 ///
 /// Weights of 16 bits meet values of 12: a step adds at most 2 · 128 · 2047 to a sum.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps (a multiple of [`TURN`]) of two vectors, `values` to `steps` of `T` pairs.
+/// `decoded` points to `chunks` chunks of 64 steps of two vectors, `values` to as many of `T` dwords a step.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn panel<const T: usize>(
     mut decoded: *const u8,
-    steps: usize,
-    mut values: *const [i16; 2],
-    sums: &mut Sums<i32>,
+    chunks: usize,
+    mut values: *const i32,
+    sums: *mut i32,
 ) {
-    // SAFETY: the rows of a token and of two tiles are two vectors; the caller's decoded weights and values, a turn at a time.
+    // SAFETY: the caller's decoded weights, values and sums, a turn at a time.
     unsafe {
-        let place = sums.0.as_mut_ptr().cast::<__m256i>();
+        let place = sums.cast::<__m256i>();
         let load = |t| [_mm256_loadu_si256(place.add(2 * t)), _mm256_loadu_si256(place.add(2 * t + 1))];
         let mut sums: [_; T] = std::array::from_fn(load);
-        for _ in 0..steps / TURN {
+        for _ in 0..chunks * CHUNK / 2 / TURN {
             for step in 0..TURN {
                 let weights = [load!(decoded.add(step * STEP)), load!(decoded.add(step * STEP + VECTOR))];
                 for (t, sums) in sums.iter_mut().enumerate() {

@@ -44,14 +44,8 @@ pub(super) const ROWS: usize = 16;
 /// Vectors of rows that are multiplied together: each broadcast activation then serves for two.
 pub(super) const PAIR: usize = 2;
 
-/// A decoded block: for each step, four columns of each row.
-pub(super) type Steps = [[[u8; VECTOR]; PAIR]; STEPS];
-
-/// Steps of four columns in a block.
-pub(super) const STEPS: usize = BLOCK / 4;
-
-/// Steps whose activations fill a line of the cache.
-const LINE_STEPS: usize = 16;
+/// Steps of four columns in a decoded chunk.
+const CHUNK_STEPS: usize = CHUNK / 4;
 
 /// The constants of one code.
 #[repr(align(64))]
@@ -246,11 +240,13 @@ pub(super) unsafe fn decode<const K: usize>(
     }
 }
 
-/// Turns a decoded block of [`ROWS`] rows of [`BLOCK`] bytes into vectors of one dword a row: those at `place` of every
-/// step.
+/// Turns a decoded block of [`ROWS`] rows of [`BLOCK`] bytes into vectors of one dword a row, a step each, `PAIR` vectors apart.
+///
+/// # Safety
+/// `to` points to room for the first vectors of all steps of a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], place: usize, steps: &mut Steps) {
-    for (part, steps) in steps.chunks_exact_mut(ROWS).enumerate() {
+pub(super) unsafe fn transpose(rows: &[[u8; BLOCK]; ROWS], to: *mut u8) {
+    for part in 0..BLOCK / VECTOR {
         let row = |i: usize| {
             let bytes = &rows[i][part * VECTOR..][..VECTOR];
             // SAFETY: the slice is a vector long.
@@ -268,6 +264,8 @@ pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], place: usize, steps: &mut St
                 _mm512_unpackhi_epi64(ab_high, cd_high),
             ]
         });
+        // By index: of each of four.
+        #[allow(clippy::needless_range_loop)]
         for k in 0..4 {
             let even = _mm512_shuffle_i32x4::<0x88>(four[0][k], four[1][k]);
             let even_more = _mm512_shuffle_i32x4::<0x88>(four[2][k], four[3][k]);
@@ -280,91 +278,57 @@ pub(super) fn transpose(rows: &[[u8; BLOCK]; ROWS], place: usize, steps: &mut St
                 _mm512_shuffle_i32x4::<0xdd>(odd, odd_more),
             ];
             for (lane, column) in columns.into_iter().enumerate() {
-                // SAFETY: a step is a vector long.
-                unsafe { _mm512_storeu_si512(steps[4 * lane + k][place].as_mut_ptr().cast(), column) };
+                let step = part * ROWS + 4 * lane + k;
+                // SAFETY: the caller's room.
+                unsafe { _mm512_storeu_si512(to.add(step * PAIR * VECTOR).cast(), column) };
             }
         }
     }
 }
 
-/// The totals of one token and [`PAIR`] times [`ROWS`] rows: integers below 2^53, so exact.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(super) struct Totals([[f64; ROWS]; PAIR]);
-
-impl Totals {
-    pub(super) const ZERO: Self = Self([[0.0; ROWS]; PAIR]);
-
-    /// Adds the sums of rows.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn add(&mut self, sums: [__m512i; PAIR]) {
-        for (totals, sums) in self.0.iter_mut().zip(sums) {
-            let halves = [_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums)];
-            for (totals, half) in totals.as_chunks_mut::<{ ROWS / 2 }>().0.iter_mut().zip(halves) {
-                // SAFETY: eight totals are a vector.
-                unsafe {
-                    let added = _mm512_add_pd(_mm512_loadu_pd(totals.as_ptr()), _mm512_cvtepi32_pd(half));
-                    _mm512_storeu_pd(totals.as_mut_ptr(), added);
-                }
-            }
-        }
-    }
-
-    /// The outputs `y` of as many rows as there are, given their `scales`, the token's `unit` and what the weights'
-    /// offset has added: [`super::output`]'s bits.
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn outputs(&self, offset: f64, unit: f32, scales: &[f32], y: &mut [f32]) {
-        for ((y, total), scale) in y.iter_mut().zip(self.0.as_flattened()).zip(scales) {
-            *y = (total - offset) as f32 * (unit * scale);
-        }
-    }
-}
-
-/// Adds the products of a decoded block with both planes of `T` tokens' activations to the tokens' totals. Meanwhile as
-/// many activations at `ahead` are fetched: between tokens the hardware sees no stream.
-///
-/// A block's sums of both planes stay below 512 · 255 · 2080, which is far below 2^31.
+/// Adds the products of a decoded span with both planes of a panel of `T` tokens to `sums`, [`PAIR`] vectors a token.
 ///
 /// # Safety
-/// Each plane's `activations` point to a dword for each of the first `steps` steps; these are a multiple of
-/// [`LINE_STEPS`], and at most [`STEPS`].
+/// `decoded` points to `chunks` chunks (at most [`BLOCK_CHUNKS`]) of [`CHUNK_STEPS`] steps of [`PAIR`] vectors, `values` to as
+/// many of `T` dwords a step and plane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) unsafe fn tokens<const T: usize>(
-    decoded: &Steps,
-    steps: usize,
-    activations: [[*const i32; T]; 2],
-    ahead: [[*const i32; T]; 2],
-    totals: &mut [Totals; T],
+pub(super) unsafe fn panel<const T: usize>(
+    decoded: *const u8,
+    chunks: usize,
+    values: *const i32,
+    sums: *mut i32,
 ) {
-    let mut sums = [[_mm512_setzero_si512(); PAIR]; T];
-    // The high plane first: it is worth 2^LOW_BITS when the low one's products are added to it.
-    for (activations, ahead) in activations.into_iter().zip(ahead) {
+    let mut products = [[_mm512_setzero_si512(); PAIR]; T];
+    // The high plane first: it is worth 2^LOW_BITS when the low one's products are added to it. All of it stays below
+    // 4 · 128 · 255 · 2080, which is far below 2^31.
+    for plane in 0..2 {
         // By index: iterators over arrays of vectors are not unrolled, and the sums would go through memory.
         #[allow(clippy::needless_range_loop)]
         for t in 0..T {
-            sums[t] = sums[t].map(|sums| _mm512_slli_epi32::<{ LOW_BITS as u32 }>(sums));
+            products[t] = products[t].map(|sums| _mm512_slli_epi32::<{ LOW_BITS as u32 }>(sums));
         }
-        for (line, decoded) in decoded[..steps].chunks_exact(LINE_STEPS).enumerate() {
-            for ahead in ahead {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE_STEPS).cast());
-            }
-            for (step, [first, second]) in decoded.iter().enumerate() {
-                // SAFETY: each half of a step is a vector long; the caller's activations.
+        for chunk in 0..chunks {
+            for step in 0..CHUNK_STEPS {
+                // SAFETY: the caller's decoded weights and values, a step at a time.
                 unsafe {
-                    let first = _mm512_loadu_si512(first.as_ptr().cast());
-                    let second = _mm512_loadu_si512(second.as_ptr().cast());
-                    for (sums, activations) in sums.iter_mut().zip(activations) {
-                        let activations = activations.add(line * LINE_STEPS + step).read_unaligned();
-                        let activations = _mm512_set1_epi32(activations);
-                        sums[0] = _mm512_dpbusd_epi32(sums[0], first, activations);
-                        sums[1] = _mm512_dpbusd_epi32(sums[1], second, activations);
+                    let weights = decoded.add((chunk * CHUNK_STEPS + step) * PAIR * VECTOR);
+                    let values = values.add(((2 * chunk + plane) * CHUNK_STEPS + step) * T);
+                    let first = _mm512_loadu_si512(weights.cast());
+                    let second = _mm512_loadu_si512(weights.add(VECTOR).cast());
+                    for (t, products) in products.iter_mut().enumerate() {
+                        let values = _mm512_set1_epi32(values.add(t).read());
+                        products[0] = _mm512_dpbusd_epi32(products[0], first, values);
+                        products[1] = _mm512_dpbusd_epi32(products[1], second, values);
                     }
                 }
             }
         }
     }
-    for (totals, sums) in totals.iter_mut().zip(sums) {
-        totals.add(sums);
+    for (i, products) in products.as_flattened().iter().enumerate() {
+        // SAFETY: the caller's sums.
+        unsafe {
+            let place = sums.cast::<__m512i>().add(i);
+            _mm512_storeu_si512(place, _mm512_add_epi32(_mm512_loadu_si512(place), *products));
+        }
     }
 }

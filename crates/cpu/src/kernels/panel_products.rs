@@ -1,80 +1,86 @@
-//! Products of lane-planar matrices with many tokens in plain AVX2: blocks of rows are decoded once, a span of columns at a
-//! time, and multiplied by panels of tokens.
+//! Products with many tokens on x86-64: blocks of rows are decoded once, a span of columns at a time, and multiplied by panels
+//! of tokens.
 
 use std::ops::Range;
 
-use super::{
-    MAX_STEP, avx2, for_bits, output,
-    planar::{STEP, Tables, VECTOR},
-};
+use upg_codec::Bits;
+
+use super::{MAX_STEP, output};
 use crate::{
     activations::Integers,
-    layout::TILE_ROWS,
     matrix::T8,
-    panel::{PANEL_TOKENS, Panel},
+    panel::Panel,
     quantize::{CHUNK, Quantized},
 };
 
-/// Rows that are multiplied at a time: those of two tiles.
-const PAIR_ROWS: usize = 2 * TILE_ROWS;
+/// Chunks that are decoded at a time: a strip's weights and a panel's values fit the first cache, a block's the second.
+pub(super) const SPAN_CHUNKS: usize = 4;
 
-/// Rows of a block: those of an item of work.
-const BLOCK_ROWS: usize = MAX_STEP;
+/// A path's kernels.
+pub(super) trait Kernels {
+    /// Rows that are decoded side by side: a *strip*.
+    const ROWS: usize;
 
-/// Its pairs of tiles, which share a panel while the first cache holds it.
-const PAIRS: usize = BLOCK_ROWS / PAIR_ROWS;
+    /// The most tokens of a panel: see [`crate::panel::tokens`].
+    const TOKENS: usize;
 
-/// Steps of a decoded chunk.
-const CHUNK_STEPS: usize = CHUNK / 2;
+    /// Bytes of a decoded chunk of a strip.
+    const CHUNK_BYTES: usize;
 
-/// Chunks that are decoded at a time: a pair's weights and a panel's values fit the first cache, a block's weights the second.
-const SPAN_CHUNKS: usize = 4;
+    /// What is added to every weight.
+    const OFFSET: u8;
 
-/// Bytes of a decoded span of a pair: 16 bits a weight.
-const PAIR_BYTES: usize = 2 * SPAN_CHUNKS * CHUNK * PAIR_ROWS;
+    /// The most that one column adds to a sum.
+    const LARGEST: usize;
 
-/// The most chunks whose products fit 32 bits: each of the 64 steps of a chunk adds at most 2 · 128 · 2047.
-const SAFE_CHUNKS: usize = 64;
+    /// What decoding looks up.
+    type Tables;
+
+    /// The tables of a code.
+    fn tables(bits: Bits) -> Self::Tables;
+
+    /// Decodes a span of columns (its chunks, at most [`SPAN_CHUNKS`]) of at most [`Self::ROWS`] rows into a whole span's room.
+    /// What stands there of rows past the last one means nothing.
+    fn decode(matrix: &T8, rows: Range<usize>, span: Range<usize>, tables: &Self::Tables, to: &mut [u8]);
+
+    /// Adds the products of a decoded span of `chunks` chunks with a panel's values of these, `tokens` of them side by side, to
+    /// `sums`, `[TOKENS, ROWS]`.
+    fn multiply(decoded: &[u8], chunks: usize, values: &[i32], tokens: usize, sums: &mut [i32]);
+}
+
+/// The most tokens of any path's panel.
+const MAX_TOKENS: usize = 8;
+
+/// Bytes of the decoded weights of a block and a span: at most 16 bits a weight.
+const DECODED: usize = 2 * MAX_STEP * SPAN_CHUNKS * CHUNK;
 
 /// A thread's memory.
 pub(super) struct Buffers {
-    decoded: Box<[Decoded; PAIRS]>,
-    /// Of a block: one for each panel and pair, a panel's side by side.
-    sums: Vec<Sums<i32>>,
+    decoded: Box<Decoded>,
+    /// Of a block: `[panel, strip, token, row]`.
+    sums: Vec<i32>,
     /// The same where rows are so wide that their products leave 32 bits.
-    totals: Vec<Sums<i64>>,
+    totals: Vec<i64>,
 }
 
-#[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Decoded([u8; PAIR_BYTES]);
-
-/// Sums of each token of a panel and the rows of a pair.
-#[derive(Clone, Copy)]
-#[repr(align(32))]
-pub(super) struct Sums<N>(pub(super) [[N; PAIR_ROWS]; PANEL_TOKENS]);
-
-impl<N: Copy + Default> Default for Sums<N> {
-    fn default() -> Self {
-        Self([[N::default(); PAIR_ROWS]; PANEL_TOKENS])
-    }
-}
+struct Decoded([u8; DECODED]);
 
 impl Buffers {
-    /// Room for batches of up to `tokens` tokens and matrices of up to `cols` columns.
-    pub(super) fn new(cols: usize, tokens: usize) -> Self {
-        let count = tokens.div_ceil(PANEL_TOKENS) * PAIRS;
-        let wide = cols > SAFE_CHUNKS * CHUNK;
+    /// Room for batches of up to `tokens` tokens.
+    pub(super) fn new(tokens: usize) -> Self {
+        // The last panel may be one token short of another's worth.
+        let count = (tokens + MAX_TOKENS) * MAX_STEP;
         Self {
-            decoded: Box::new([Decoded([0; PAIR_BYTES]); PAIRS]),
+            decoded: Box::new(Decoded([0; DECODED])),
             sums: Vec::with_capacity(count),
-            totals: Vec::with_capacity(if wide { count } else { 0 }),
+            totals: Vec::with_capacity(count),
         }
     }
 }
 
 /// Products with the tokens of panels.
-pub(super) fn multiply(
+pub(super) fn multiply<K: Kernels>(
     matrix: &T8,
     rows: Range<usize>,
     activations: Integers<'_>,
@@ -83,121 +89,102 @@ pub(super) fn multiply(
 ) {
     let Integers { tokens, panels } = activations;
     let chunks = matrix.cols.div_ceil(CHUNK);
-    let tables = Tables::new(matrix.bits, 0);
-    for first in rows.clone().step_by(BLOCK_ROWS) {
-        let block = first..rows.end.min(first + BLOCK_ROWS);
+    let tables = K::tables(matrix.bits);
+    for first in rows.clone().step_by(MAX_STEP) {
+        let block = first..rows.end.min(first + MAX_STEP);
         let place = first - rows.start..block.end - rows.start;
         let outputs = y.chunks_exact_mut(rows.len()).map(|y| &mut y[place.clone()]).zip(tokens);
         let scales = &matrix.scales[block.clone()];
-        if chunks <= SAFE_CHUNKS {
-            sum(matrix, block, 0..chunks, panels, &tables, buffers);
-            write(&buffers.sums, scales, outputs);
+        if chunks <= safe_chunks::<K>() {
+            sum::<K>(matrix, block, 0..chunks, panels, &tables, buffers);
+            write::<K, _>(&buffers.sums, scales, outputs);
         } else {
-            total(matrix, block, chunks, panels, &tables, buffers);
-            write(&buffers.totals, scales, outputs);
+            total::<K>(matrix, block, chunks, panels, &tables, buffers);
+            write::<K, _>(&buffers.totals, scales, outputs);
         }
     }
 }
 
+/// The most chunks whose products fit 32 bits.
+const fn safe_chunks<K: Kernels>() -> usize {
+    i32::MAX as usize / (CHUNK * K::LARGEST)
+}
+
+/// The strips of a block of rows.
+fn strips<K: Kernels>(block: &Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
+    let end = block.end;
+    block.clone().step_by(K::ROWS).map(move |first| first..end.min(first + K::ROWS))
+}
+
 /// Sums the products of a block and of all columns into `buffers.totals`.
-fn total(
+fn total<K: Kernels>(
     matrix: &T8,
     block: Range<usize>,
     chunks: usize,
     panels: &[Panel],
-    tables: &Tables,
+    tables: &K::Tables,
     buffers: &mut Buffers,
 ) {
     buffers.totals.clear();
-    buffers.totals.resize(panels.len() * PAIRS, Sums::default());
-    for start in (0..chunks).step_by(SAFE_CHUNKS) {
-        sum(matrix, block.clone(), start..chunks.min(start + SAFE_CHUNKS), panels, tables, buffers);
-        for (totals, sums) in buffers.totals.iter_mut().zip(&buffers.sums) {
-            let totals = totals.0.as_flattened_mut().iter_mut();
-            totals.zip(sums.0.as_flattened()).for_each(|(total, sum)| *total += i64::from(*sum));
-        }
+    for start in (0..chunks).step_by(safe_chunks::<K>()) {
+        sum::<K>(
+            matrix,
+            block.clone(),
+            start..chunks.min(start + safe_chunks::<K>()),
+            panels,
+            tables,
+            buffers,
+        );
+        buffers.totals.resize(buffers.sums.len(), 0);
+        let sums = buffers.totals.iter_mut().zip(&buffers.sums);
+        sums.for_each(|(total, sum)| *total += i64::from(*sum));
     }
 }
 
-/// Sums the products of a block and of some columns (their chunks, at most [`SAFE_CHUNKS`]) into `buffers.sums`.
-fn sum(
+/// Sums the products of a block and of some columns (their chunks, at most [`safe_chunks`]) into `buffers.sums`.
+fn sum<K: Kernels>(
     matrix: &T8,
     block: Range<usize>,
     chunks: Range<usize>,
     panels: &[Panel],
-    tables: &Tables,
+    tables: &K::Tables,
     buffers: &mut Buffers,
 ) {
     let Buffers { decoded, sums, .. } = buffers;
+    let (strips, strip_sums) = (strips::<K>(&block), K::TOKENS * K::ROWS);
+    let panel_sums = block.len().div_ceil(K::ROWS) * strip_sums;
     sums.clear();
-    sums.resize(panels.len() * PAIRS, Sums::default());
+    sums.resize(panels.len() * panel_sums, 0);
     for start in chunks.clone().step_by(SPAN_CHUNKS) {
         let span = start..chunks.end.min(start + SPAN_CHUNKS);
-        decode_span(matrix, block.clone(), span.clone(), tables, decoded);
-        let pairs = block.len().div_ceil(PAIR_ROWS);
-        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(PAIRS)) {
-            for (decoded, sums) in decoded[..pairs].iter().zip(sums) {
-                multiply_span(decoded, panel, span.clone(), sums);
+        let room = SPAN_CHUNKS * K::CHUNK_BYTES;
+        for (rows, to) in strips.clone().zip(decoded.0.chunks_exact_mut(room)) {
+            K::decode(matrix, rows, span.clone(), tables, to);
+        }
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(panel_sums)) {
+            let values = panel.chunks(span.clone());
+            for (decoded, sums) in decoded.0.chunks_exact(room).zip(sums.chunks_exact_mut(strip_sums)) {
+                K::multiply(decoded, span.len(), values, panel.tokens(), sums);
             }
         }
     }
-}
-
-/// Decodes a span of columns (its chunks) of a block. A pair's second tile is left as it is where the rows end before it:
-/// its sums are not used.
-fn decode_span(
-    matrix: &T8,
-    block: Range<usize>,
-    span: Range<usize>,
-    tables: &Tables,
-    decoded: &mut [Decoded; PAIRS],
-) {
-    let tile_bytes = 4 * matrix.bits.get() * VECTOR;
-    let tile_row = matrix.cols.div_ceil(CHUNK) * tile_bytes;
-    for (tile, row) in block.step_by(TILE_ROWS).enumerate() {
-        let steps = decoded[tile / 2].0.chunks_exact_mut(CHUNK_STEPS * STEP);
-        for (chunk, steps) in span.clone().zip(steps) {
-            let codes = &matrix.codes[row / TILE_ROWS * tile_row + chunk * tile_bytes..][..tile_bytes];
-            // SAFETY: the slices are a tile and the room for its steps, of which it has every first or every second
-            // vector; this path is chosen only where the processor has AVX2.
-            unsafe {
-                let to = steps.as_mut_ptr().add(tile % 2 * VECTOR);
-                for_bits!(matrix.bits, avx2::decode(codes.as_ptr(), tables, to, STEP));
-            }
-        }
-    }
-}
-
-/// Adds the products of a decoded span with the tokens of a panel.
-fn multiply_span(decoded: &Decoded, panel: &Panel, span: Range<usize>, sums: &mut Sums<i32>) {
-    let steps = span.len() * CHUNK_STEPS;
-    let pairs = panel.columns(span.start * CHUNK..span.end * CHUNK);
-    let multiply = match panel.tokens() {
-        1 => avx2::panel::<1>,
-        2 => avx2::panel::<2>,
-        3 => avx2::panel::<3>,
-        4 => avx2::panel::<4>,
-        5 => avx2::panel::<5>,
-        _ => avx2::panel::<PANEL_TOKENS>,
-    };
-    assert!(pairs.len() == steps * panel.tokens() && steps * STEP <= decoded.0.len());
-    // SAFETY: `decode_span` has written the steps, values are counted, and this path is chosen only where the processor has
-    // AVX2.
-    unsafe { multiply(decoded.0.as_ptr(), steps, pairs.as_ptr(), sums) };
 }
 
 /// Writes a block's outputs, each with its token.
-fn write<'a, N: Copy + Into<i64>>(
-    sums: &[Sums<N>],
+fn write<'a, K: Kernels, N: Copy + Into<i64>>(
+    sums: &[N],
     scales: &[f32],
     outputs: impl Iterator<Item = (&'a mut [f32], &'a Quantized)>,
 ) {
+    let strips = scales.len().div_ceil(K::ROWS);
     for (i, (y, token)) in outputs.enumerate() {
-        let (panel, place) = (i / PANEL_TOKENS * PAIRS, i % PANEL_TOKENS);
-        let rows = y.chunks_mut(PAIR_ROWS).zip(scales.chunks(PAIR_ROWS));
-        for ((y, scales), sums) in rows.zip(&sums[panel..]) {
-            for ((y, scale), sum) in y.iter_mut().zip(scales).zip(sums.0[place]) {
-                *y = output(sum.into(), token.unit, *scale);
+        let (panel, place) = (i / K::TOKENS, i % K::TOKENS);
+        let offset = i64::from(K::OFFSET) * token.sum;
+        let rows = y.chunks_mut(K::ROWS).zip(scales.chunks(K::ROWS));
+        for (strip, (y, scales)) in rows.enumerate() {
+            let sums = &sums[((panel * strips + strip) * K::TOKENS + place) * K::ROWS..][..K::ROWS];
+            for ((y, scale), sum) in y.iter_mut().zip(scales).zip(sums) {
+                *y = output((*sum).into() - offset, token.unit, *scale);
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use upg_codec::{Bits, Table};
 
-use crate::layout::TILE_ROWS;
+use crate::{layout::TILE_ROWS, matrix::T8, quantize::CHUNK};
 
 /// Bytes of a vector.
 pub(super) const VECTOR: usize = 32;
@@ -50,6 +50,16 @@ impl Tables {
             high_after: std::array::from_fn(|i| high[(i + 15) % 16] as u8),
         }
     }
+}
+
+/// The bytes of the tiles of eight rows.
+pub(super) fn tile_row_bytes(matrix: &T8) -> usize {
+    matrix.cols.div_ceil(CHUNK) * tile_bytes(matrix)
+}
+
+/// The bytes of a tile.
+pub(super) fn tile_bytes(matrix: &T8) -> usize {
+    4 * matrix.bits.get() * VECTOR
 }
 
 /// Calls a macro for each of the 32 weights of a group, with a literal, so that every shift is a constant.

@@ -68,15 +68,14 @@ pub(super) unsafe fn decode(_isa: Isa, bits: Bits, tile: *const u8, tables: &Tab
     unsafe { for_bits!(bits, neon::decode(tile, tables, to, STEP)) }
 }
 
-/// Adds the products of a decoded span (its chunks) of two tiles, side by side, with `T` tokens to the tokens' totals;
-/// which come next is nothing to it.
+/// Adds the products of a decoded span (its chunks) of two tiles, side by side, with `T` tokens to the tokens' totals.
 ///
 /// # Safety
 /// `decoded` points to the span's steps, the tokens have its chunks, and the processor has `isa`.
 pub(super) unsafe fn multiply<const T: usize>(
     isa: Isa,
     decoded: *const u8,
-    [tokens, _ahead]: [[&Quantized; T]; 2],
+    tokens: [&Quantized; T],
     span: Range<usize>,
     totals: &mut [PairTotals; T],
 ) {

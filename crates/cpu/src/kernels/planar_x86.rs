@@ -1,25 +1,22 @@
 //! What the lane-planar kernels of x86-64 share, and the choice among them: AVX2, with and without AVX-VNNI.
 
-use std::{arch::x86_64::*, ops::Range};
+use std::arch::x86_64::*;
 
 pub(super) use upg_codec::GROUP;
 use upg_codec::{Bits, Isa};
 
 use super::{
     avx2, for_bits,
-    planar::{RowSums, STEP, Tables},
+    planar::{RowSums, Tables},
     vnni,
 };
 use crate::{
     layout::TILE_ROWS,
-    quantize::{CHUNK, LOW_BITS, PLANES, Quantized},
+    quantize::{LOW_BITS, Quantized},
 };
 
-/// The most tokens that [`gemv`] takes: with four, decoding once for [`multiply`] is as fast.
+/// The most tokens that [`gemv`] takes: with four, decoding once for a panel is as fast.
 pub(super) const FEW: usize = 3;
-
-/// The most tokens that [`multiply`] takes: their sums stay in registers.
-pub(super) const MAX_TOKENS: usize = 6;
 
 /// What makes weights unsigned, as one factor of a product of bytes has to be.
 const OFFSET: u8 = 128;
@@ -29,19 +26,9 @@ pub(super) fn gemv_offset(_isa: Isa) -> u8 {
     OFFSET
 }
 
-/// What [`multiply`] wants added to every weight.
-pub(super) fn offset(_isa: Isa) -> u8 {
-    OFFSET
-}
-
 /// Columns that a token has activations for, in all forms that the kernels read.
 pub(super) fn columns(_isa: Isa, token: &Quantized) -> usize {
     token.high.len().min(token.low.len())
-}
-
-/// Steps of a decoded chunk.
-pub(super) fn chunk_steps(_isa: Isa) -> usize {
-    32
 }
 
 /// Sums of the products of eight rows with the activations of each of `T` tokens.
@@ -63,48 +50,6 @@ pub(super) unsafe fn gemv<const T: usize>(
             Isa::AvxVnni => for_bits!(bits, vnni::gemv::<T>(tiles, chunks, tokens, tables)),
             _ => for_bits!(bits, avx2::gemv::<T>(tiles, chunks, tokens, tables)),
         }
-    }
-}
-
-/// Decodes a tile for [`multiply`]: [`chunk_steps`] steps, [`STEP`] bytes apart.
-///
-/// # Safety
-/// `tile` points to a tile of `bits` bits a weight, `to` to room for its steps, and the processor has `isa`, which is not
-/// plain AVX2 (see `panel_products`).
-pub(super) unsafe fn decode(_isa: Isa, bits: Bits, tile: *const u8, tables: &Tables, to: *mut u8) {
-    // SAFETY: the caller's.
-    unsafe { for_bits!(bits, vnni::decode(tile, tables, to, STEP)) }
-}
-
-/// Adds the products of a decoded span (its chunks) of two tiles, side by side, with `T` tokens to the tokens' totals.
-/// Those that come next (their activations are fetched meanwhile) have the span's chunks as well.
-///
-/// # Safety
-/// `decoded` points to the span's steps, the tokens have its chunks, and the processor has `isa`, which is not plain AVX2.
-pub(super) unsafe fn multiply<const T: usize>(
-    isa: Isa,
-    decoded: *const u8,
-    [tokens, ahead]: [[&Quantized; T]; 2],
-    span: Range<usize>,
-    totals: &mut [PairTotals; T],
-) {
-    let steps = span.len() * chunk_steps(isa);
-    let planes = |tokens: [&Quantized; T]| {
-        PLANES.map(|plane| tokens.map(|token| plane.of(token)[span.start * CHUNK..].as_ptr().cast()))
-    };
-    // SAFETY: the caller's; there are four activations a step.
-    unsafe { vnni::tokens(decoded, steps, planes(tokens), planes(ahead), totals) };
-}
-
-/// Steps whose activations fill a line of the cache.
-pub(super) const LINE_STEPS: usize = 16;
-
-/// Prefetches the line of each of `starts`, `offset` bytes on: between the tokens of a prompt the hardware sees no stream.
-#[inline(always)]
-pub(super) fn prefetch_each<const T: usize>(starts: [*const u8; T], offset: usize) {
-    for start in starts {
-        // SAFETY: a prefetch may have any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset).cast()) };
     }
 }
 
@@ -334,46 +279,4 @@ fn lanes(vector: __m256i) -> [i32; TILE_ROWS] {
     // SAFETY: the array is as large as the vector.
     unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };
     lanes
-}
-
-/// The totals of one token and the rows of two tiles: of each, the even rows' and the odd rows'.
-#[derive(Clone, Copy)]
-pub(super) struct PairTotals([[__m256i; 2]; 2]);
-
-impl PairTotals {
-    /// Nothing yet.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn zero() -> Self {
-        Self([[_mm256_setzero_si256(); 2]; 2])
-    }
-
-    /// Adds sums, with their signs.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn add(&mut self, sums: [__m256i; 2]) {
-        let one = _mm256_set1_epi32(1);
-        for ([even, odd], sums) in self.0.iter_mut().zip(sums) {
-            *even = _mm256_add_epi64(*even, _mm256_mul_epi32(sums, one));
-            *odd = _mm256_add_epi64(*odd, _mm256_mul_epi32(_mm256_srli_epi64::<32>(sums), one));
-        }
-    }
-
-    /// The totals in the order of rows. (No `map`: it is not inlined.)
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn rows(&self) -> [RowSums; 2] {
-        let mut rows = [RowSums::default(); 2];
-        for (rows, [even, odd]) in rows.iter_mut().zip(self.0) {
-            // Rows 0, 1, 4, 5 and 2, 3, 6, 7.
-            let (near, far) = (_mm256_unpacklo_epi64(even, odd), _mm256_unpackhi_epi64(even, odd));
-            let fours =
-                [_mm256_permute2x128_si256::<0x20>(near, far), _mm256_permute2x128_si256::<0x31>(near, far)];
-            for (rows, four) in rows.as_chunks_mut::<4>().0.iter_mut().zip(fours) {
-                // SAFETY: the array is as large as the vector.
-                unsafe { _mm256_storeu_si256(rows.as_mut_ptr().cast(), four) };
-            }
-        }
-        rows
-    }
 }

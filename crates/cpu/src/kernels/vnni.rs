@@ -121,7 +121,7 @@ pub(super) unsafe fn gemv<const K: usize, const T: usize>(
     join(sums)
 }
 
-/// Decodes a tile for [`tokens`]: step `i` is weight `i` of the 32 groups, offset; steps are `stride` bytes apart.
+/// Decodes a tile for [`panel`]: step `i` is weight `i` of the 32 groups, offset; steps are `stride` bytes apart.
 ///
 /// # Safety
 /// `tile` points to a tile of `K` bits a weight, `to` to room for 32 steps.
@@ -139,48 +139,50 @@ pub(super) unsafe fn decode<const K: usize>(tile: *const u8, tables: &Tables, to
     }
 }
 
-/// Adds the products of two decoded tiles, side by side, with both planes of `T` tokens' activations to the tokens'
-/// totals. Meanwhile as many activations at `ahead` are fetched.
-///
-/// A span's sums of both planes stay below 512 · 255 · 2080, which is far below 2^31.
+/// Adds the products of two decoded tiles, side by side, with both planes of a panel of `T` tokens to `sums`, two vectors a
+/// token.
 ///
 /// # Safety
-/// `decoded` points to `steps` steps (a multiple of [`LINE_STEPS`]) of two vectors, no more than a span has; each plane's
-/// `activations` to `steps` dwords.
+/// `decoded` points to `chunks` chunks (at most 8) of 32 steps of two vectors, `values` to as many of `T` dwords a step and
+/// plane.
 #[target_feature(enable = "avx2,avxvnni,gfni")]
-pub(super) unsafe fn tokens<const T: usize>(
+pub(super) unsafe fn panel<const T: usize>(
     decoded: *const u8,
-    steps: usize,
-    activations: [[*const u8; T]; 2],
-    ahead: [[*const u8; T]; 2],
-    totals: &mut [PairTotals; T],
+    chunks: usize,
+    values: *const i32,
+    sums: *mut i32,
 ) {
-    let mut sums = [[_mm256_setzero_si256(); 2]; T];
-    // The high plane first: it is worth 2^LOW_BITS when the low one's products are added to it.
-    for (activations, ahead) in activations.into_iter().zip(ahead) {
+    const STEPS: usize = CHUNK / 4;
+    let mut products = [[_mm256_setzero_si256(); 2]; T];
+    // The high plane first: it is worth 2^LOW_BITS when the low one's products are added to it. All of it stays below
+    // 8 · 128 · 255 · 2080, which is far below 2^31.
+    for plane in 0..2 {
         // By index: iterators over arrays of vectors are not unrolled, and the sums would go through memory.
         #[allow(clippy::needless_range_loop)]
         for t in 0..T {
-            sums[t] = sums[t].map(|sums| _mm256_slli_epi32::<{ LOW_BITS as i32 }>(sums));
+            products[t] = products[t].map(|sums| _mm256_slli_epi32::<{ LOW_BITS as i32 }>(sums));
         }
-        for line in (0..steps).step_by(LINE_STEPS) {
-            prefetch_each(ahead, 4 * line);
-            for step in line..line + LINE_STEPS {
-                // SAFETY: the caller's decoded weights and activations, a step at a time.
+        for chunk in 0..chunks {
+            for step in 0..STEPS {
+                // SAFETY: the caller's decoded weights and values, a step at a time.
                 unsafe {
-                    let weights =
-                        [load!(decoded.add(2 * step * VECTOR)), load!(decoded.add((2 * step + 1) * VECTOR))];
-                    for (sums, activations) in sums.iter_mut().zip(activations) {
-                        let activations = broadcast!(activations.add(4 * step));
-                        for (sum, weights) in sums.iter_mut().zip(weights) {
-                            *sum = _mm256_dpbusd_avx_epi32(*sum, weights, activations);
-                        }
+                    let weights = decoded.add((chunk * STEPS + step) * STEP);
+                    let values = values.add(((2 * chunk + plane) * STEPS + step) * T);
+                    let weights = [load!(weights), load!(weights.add(VECTOR))];
+                    for (t, products) in products.iter_mut().enumerate() {
+                        let values = broadcast!(values.add(t));
+                        products[0] = _mm256_dpbusd_avx_epi32(products[0], weights[0], values);
+                        products[1] = _mm256_dpbusd_avx_epi32(products[1], weights[1], values);
                     }
                 }
             }
         }
     }
-    for (totals, sums) in totals.iter_mut().zip(sums) {
-        totals.add(sums);
+    for (i, products) in products.as_flattened().iter().enumerate() {
+        // SAFETY: the caller's sums.
+        unsafe {
+            let place = sums.cast::<__m256i>().add(i);
+            _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), *products));
+        }
     }
 }
