@@ -31,19 +31,18 @@ impl Panel {
 
     /// Takes up to [`tokens`] tokens of the same number of columns. Does not allocate where [`Panel::new`] made room.
     pub(crate) fn set(&mut self, tokens: &[Quantized]) {
-        self.tokens = tokens.len();
+        let count = tokens.len();
+        self.tokens = count;
         self.dwords.resize(tokens.iter().map(|token| token.ordered.len() / 2).sum(), 0);
-        for (place, token) in tokens.iter().enumerate() {
-            let chunks = self.dwords.chunks_exact_mut(CHUNK_DWORDS * tokens.len());
-            if self.isa == Isa::Avx2 {
-                let values = token.ordered.as_chunks().0;
-                chunks.zip(values).for_each(|(chunk, values)| whole(values, place, tokens.len(), chunk));
-            } else {
-                let planes = token.high.as_chunks().0.iter().zip(token.low.as_chunks().0);
-                for (chunk, (high, low)) in chunks.zip(planes) {
-                    let (to_high, to_low) = chunk.split_at_mut(chunk.len() / 2);
-                    plane(high, place, tokens.len(), to_high);
-                    plane(low, place, tokens.len(), to_low);
+        // Chunk by chunk, which the first cache holds: a token's dwords are far apart.
+        for (i, chunk) in self.dwords.chunks_exact_mut(CHUNK_DWORDS * count).enumerate() {
+            for (place, token) in tokens.iter().enumerate() {
+                if self.isa == Isa::Avx2 {
+                    whole(&token.ordered.as_chunks().0[i], place, count, chunk);
+                } else {
+                    let (high, low) = chunk.split_at_mut(CHUNK_DWORDS / 2 * count);
+                    plane(&token.high.as_chunks().0[i], place, count, high);
+                    plane(&token.low.as_chunks().0[i], place, count, low);
                 }
             }
         }
