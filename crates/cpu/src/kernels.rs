@@ -152,9 +152,9 @@ pub(crate) fn prefetch<const K: usize>(tile: *const u8) {
     }
 }
 
-/// The output of a row: an exact integer times two scales, in this order on every path.
+/// The output of a row: an exact integer (below 2^53, so an `f64` holds it) times two scales, in this order on every path.
 #[inline(always)]
-fn output(total: i64, unit: f32, scale: f32) -> f32 {
+fn output(total: f64, unit: f32, scale: f32) -> f32 {
     total as f32 * (unit * scale)
 }
 

@@ -81,7 +81,7 @@ pub(super) fn several(
             let totals = unsafe { totals.rows() };
             let y = &mut y[first - rows.start..end - rows.start];
             for ((y, total), scale) in y.iter_mut().zip(totals.as_flattened()).zip(&matrix.scales[first..]) {
-                *y = output(total - offset, token.unit, *scale);
+                *y = output((total - offset) as f64, token.unit, *scale);
             }
         }
     }

@@ -60,7 +60,7 @@ pub(super) struct Buffers {
     /// Of a block: `[panel, strip, token, row]`.
     sums: Vec<i32>,
     /// The same where rows are so wide that their products leave 32 bits.
-    totals: Vec<i64>,
+    totals: Vec<f64>,
 }
 
 #[repr(align(64))]
@@ -135,9 +135,9 @@ fn total<K: Kernels>(
             tables,
             buffers,
         );
-        buffers.totals.resize(buffers.sums.len(), 0);
+        buffers.totals.resize(buffers.sums.len(), 0.0);
         let sums = buffers.totals.iter_mut().zip(&buffers.sums);
-        sums.for_each(|(total, sum)| *total += i64::from(*sum));
+        sums.for_each(|(total, sum)| *total += f64::from(*sum));
     }
 }
 
@@ -171,7 +171,7 @@ fn sum<K: Kernels>(
 }
 
 /// Writes a block's outputs, each with its token.
-fn write<'a, K: Kernels, N: Copy + Into<i64>>(
+fn write<'a, K: Kernels, N: Copy + Into<f64>>(
     sums: &[N],
     scales: &[f32],
     outputs: impl Iterator<Item = (&'a mut [f32], &'a Quantized)>,
@@ -179,7 +179,7 @@ fn write<'a, K: Kernels, N: Copy + Into<i64>>(
     let strips = scales.len().div_ceil(K::ROWS);
     for (i, (y, token)) in outputs.enumerate() {
         let (panel, place) = (i / K::TOKENS, i % K::TOKENS);
-        let offset = i64::from(K::OFFSET) * token.sum;
+        let offset = (i64::from(K::OFFSET) * token.sum) as f64;
         let rows = y.chunks_mut(K::ROWS).zip(scales.chunks(K::ROWS));
         for (strip, (y, scales)) in rows.enumerate() {
             let sums = &sums[((panel * strips + strip) * K::TOKENS + place) * K::ROWS..][..K::ROWS];

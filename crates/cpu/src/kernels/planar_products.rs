@@ -38,7 +38,7 @@ fn few<const T: usize>(isa: Isa, matrix: &T8, rows: Range<usize>, tokens: [&Quan
         for ((token, totals), y) in tokens.iter().zip(totals).zip(y.chunks_exact_mut(width)) {
             let (offset, y) = (i64::from(offset) * token.sum, &mut y[first - rows.start..end - rows.start]);
             for ((y, total), scale) in y.iter_mut().zip(totals).zip(&matrix.scales[first..]) {
-                *y = output(total - offset, token.unit, *scale);
+                *y = output((total - offset) as f64, token.unit, *scale);
             }
         }
     }

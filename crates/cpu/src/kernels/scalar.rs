@@ -22,7 +22,7 @@ pub(super) fn multiply(
     for row in rows {
         decode(matrix, row, values);
         for (token, y) in tokens.iter().zip(y.chunks_exact_mut(width)) {
-            y[row - start] = output(dot(values, token), token.unit, matrix.scales[row]);
+            y[row - start] = output(dot(values, token) as f64, token.unit, matrix.scales[row]);
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn multiply(matrix: &T8, rows: Range<usize>, token: &Quantized, y: &m
         // this layout is chosen only where the processor has AVX-512.
         let totals = unsafe { for_bits!(matrix.bits, gemv(codes, chunks, skip, token, constants)) };
         for ((y, total), scale) in y.iter_mut().zip(totals).zip(&matrix.scales[first..]) {
-            *y = output(total - offset, token.unit, *scale);
+            *y = output((total - offset) as f64, token.unit, *scale);
         }
     }
 }
