@@ -35,21 +35,22 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Without a harness, so that nothing else allocates meanwhile.
-fn main() {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (_, tiny) = tiny_models().remove(0);
     let weights = Synthetic::new(tiny.config().clone(), |_| Encoding::T8(Bits::B3), 1);
     for (isa, kv) in Isa::available().into_iter().zip(KvKind::ALL.into_iter().rev().cycle()) {
         let threads = Some(2);
         let options = MachineOptions { context: 400, max_batch: 32, threads, kv, ..Default::default() };
-        let mut machine = CpuMachine::new(&weights, &options, isa, &mut |_| ()).unwrap();
+        let mut machine = CpuMachine::new(&weights, &options, isa, &mut |_| ())?;
         let mut logits = vec![0.0; machine.program().config.vocab];
-        let seq = machine.kv_mut().open().unwrap();
+        let seq = machine.kv_mut().open()?;
         let before = ALLOCATIONS.load(SeqCst);
         // Over the ends of pages, and over parts of the cache that were never touched.
         for i in 0..300 {
             let tokens = &[i % 100; 32][..if i % 100 == 0 { 32 } else { 1 }];
-            machine.run(&[Segment { seq, tokens, logits: Logits::Last }], &mut logits).unwrap();
+            machine.run(&[Segment { seq, tokens, logits: Logits::Last }], &mut logits)?;
         }
         assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0, "allocations with {}, {kv}", isa.name());
     }
+    Ok(())
 }
