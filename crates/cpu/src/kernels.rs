@@ -89,7 +89,7 @@ pub(crate) fn multiply(
     let tokens = activations.tokens;
     match (isa, matrix.layout) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2 | Isa::AvxVnni | Isa::Avx512, _) if takes_panels(isa, tokens.len()) => {
+        _ if takes_panels(isa, tokens.len()) => {
             let multiply = match isa {
                 Isa::Avx2 => panel_products::multiply::<panel_x86::Avx2>,
                 Isa::AvxVnni => panel_products::multiply::<panel_x86::Vnni>,

@@ -53,8 +53,7 @@ impl Layout {
     /// together.
     pub(crate) fn step_rows(self, tokens: usize) -> usize {
         match self {
-            Layout::Spread if tokens >= MANY => 2 * self.tile_rows(),
-            Layout::LanePlanar if tokens >= MANY => 2 * TILE_ROWS,
+            Layout::Spread | Layout::LanePlanar if tokens >= MANY => 2 * self.tile_rows(),
             _ => self.tile_rows(),
         }
     }

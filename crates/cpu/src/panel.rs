@@ -6,8 +6,8 @@ use crate::quantize::{CHUNK, Quantized};
 pub(crate) const CHUNK_DWORDS: usize = CHUNK / 2;
 
 /// The most tokens of a panel: their sums stay in registers.
-pub(crate) fn tokens(isa: Isa) -> usize {
-    if isa == Isa::Avx512 { 8 } else { 6 }
+pub(crate) const fn tokens(isa: Isa) -> usize {
+    if matches!(isa, Isa::Avx512) { 8 } else { 6 }
 }
 
 /// The values of some tokens side by side, in the order in which a path's kernel for many tokens reads them.

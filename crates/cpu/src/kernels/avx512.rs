@@ -12,6 +12,7 @@ use std::arch::x86_64::*;
 
 use upg_codec::{Bits, GROUP, Table};
 
+use super::panel_products::SPAN_CHUNKS;
 use crate::{
     layout::spread_column,
     quantize::{CHUNK, LOW_BITS, Quantized},
@@ -23,11 +24,8 @@ pub(super) const VECTOR: usize = 64;
 /// Vectors of weights in a chunk.
 const VECTORS: usize = CHUNK / VECTOR;
 
-/// Chunks that are decoded at a time for many tokens.
-pub(super) const BLOCK_CHUNKS: usize = 4;
-
-/// Columns of such a block.
-pub(super) const BLOCK: usize = BLOCK_CHUNKS * CHUNK;
+/// Columns that are decoded at a time for many tokens.
+pub(super) const BLOCK: usize = SPAN_CHUNKS * CHUNK;
 
 /// Rows that [`gemv`] takes at once.
 pub(super) const GEMV_ROWS: usize = 4;
@@ -289,7 +287,7 @@ pub(super) unsafe fn transpose(rows: &[[u8; BLOCK]; ROWS], to: *mut u8) {
 /// Adds the products of a decoded span with both planes of a panel of `T` tokens to `sums`, [`PAIR`] vectors a token.
 ///
 /// # Safety
-/// `decoded` points to `chunks` chunks (at most [`BLOCK_CHUNKS`]) of [`CHUNK_STEPS`] steps of [`PAIR`] vectors, `values` to as
+/// `decoded` points to `chunks` chunks (at most [`SPAN_CHUNKS`]) of [`CHUNK_STEPS`] steps of [`PAIR`] vectors, `values` to as
 /// many of `T` dwords a step and plane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) unsafe fn panel<const T: usize>(

@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 
-use upg_codec::Bits;
+use upg_codec::{Bits, Isa};
 
 use super::{MAX_STEP, output};
 use crate::{
     activations::Integers,
     matrix::T8,
-    panel::Panel,
+    panel::{self, Panel},
     quantize::{CHUNK, Quantized},
 };
 
@@ -49,7 +49,7 @@ pub(super) trait Kernels {
 }
 
 /// The most tokens of any path's panel.
-const MAX_TOKENS: usize = 8;
+const MAX_TOKENS: usize = panel::tokens(Isa::Avx512);
 
 /// Bytes of the decoded weights of a block and a span: at most 16 bits a weight.
 const DECODED: usize = 2 * MAX_STEP * SPAN_CHUNKS * CHUNK;

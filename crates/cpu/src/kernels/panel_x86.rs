@@ -2,16 +2,22 @@
 
 use std::ops::Range;
 
-use upg_codec::Bits;
+use upg_codec::{Bits, Isa};
 
 use super::{
     avx2, avx512, for_bits,
     panel_products::{Kernels, SPAN_CHUNKS},
     planar::{Tables, VECTOR, tile_bytes, tile_row_bytes},
+    planar_x86,
     spread_products::codes_from,
     vnni,
 };
-use crate::{layout::TILE_ROWS, matrix::T8, panel::CHUNK_DWORDS, quantize::CHUNK};
+use crate::{
+    layout::TILE_ROWS,
+    matrix::T8,
+    panel::{self, CHUNK_DWORDS},
+    quantize::CHUNK,
+};
 
 /// Calls a module's `panel` for as many tokens as there are.
 macro_rules! for_tokens {
@@ -53,7 +59,7 @@ pub(super) struct Avx2;
 
 impl Kernels for Avx2 {
     const ROWS: usize = 2 * TILE_ROWS;
-    const TOKENS: usize = 6;
+    const TOKENS: usize = panel::tokens(Isa::Avx2);
     const CHUNK_BYTES: usize = 2 * CHUNK * Self::ROWS;
     const OFFSET: u8 = 0;
     const LARGEST: usize = 128 * 2047;
@@ -84,9 +90,9 @@ pub(super) struct Vnni;
 
 impl Kernels for Vnni {
     const ROWS: usize = 2 * TILE_ROWS;
-    const TOKENS: usize = 6;
+    const TOKENS: usize = panel::tokens(Isa::AvxVnni);
     const CHUNK_BYTES: usize = CHUNK * Self::ROWS;
-    const OFFSET: u8 = 128;
+    const OFFSET: u8 = planar_x86::OFFSET;
     const LARGEST: usize = 255 * 2080;
     type Tables = Tables;
 
@@ -114,7 +120,7 @@ pub(super) struct Avx512;
 
 impl Kernels for Avx512 {
     const ROWS: usize = avx512::PAIR * avx512::ROWS;
-    const TOKENS: usize = 8;
+    const TOKENS: usize = panel::tokens(Isa::Avx512);
     const CHUNK_BYTES: usize = CHUNK * Self::ROWS;
     const OFFSET: u8 = avx512::OFFSET;
     const LARGEST: usize = 255 * 2080;

@@ -19,7 +19,7 @@ use crate::{
 pub(super) const FEW: usize = 3;
 
 /// What makes weights unsigned, as one factor of a product of bytes has to be.
-const OFFSET: u8 = 128;
+pub(super) const OFFSET: u8 = 128;
 
 /// What [`gemv`] wants added to every weight.
 pub(super) fn gemv_offset(_isa: Isa) -> u8 {
