@@ -19,12 +19,38 @@ use crate::{
     quantize::CHUNK,
 };
 
-/// Calls a module's `panel` for as many tokens as there are.
-macro_rules! for_tokens {
-    ($tokens:expr, $module:ident: $($count:literal)*, $args:tt) => {
-        match $tokens {
-            $($count => $module::panel::<$count> $args,)*
-            tokens => unreachable!("a panel of {tokens} tokens"),
+/// [`Kernels::multiply`] by a module's `panel`, for each number of tokens.
+macro_rules! multiply_by {
+    ($module:ident: $($count:literal)*) => {
+        fn multiply(decoded: &[u8], chunks: usize, values: &[i32], tokens: usize, sums: &mut [i32]) {
+            check::<Self>(decoded, chunks, values, tokens, sums);
+            let (decoded, values, sums) = (decoded.as_ptr(), values.as_ptr(), sums.as_mut_ptr());
+            // SAFETY: `check` has counted; a path is chosen only where the processor has its instructions.
+            unsafe {
+                match tokens {
+                    $($count => $module::panel::<$count>(decoded, chunks, values, sums),)*
+                    tokens => unreachable!("a panel of {tokens} tokens"),
+                }
+            }
+        }
+    };
+}
+
+/// [`Kernels::tables`] and [`Kernels::decode`] by a module's `decode` of tiles.
+macro_rules! decode_tiles_by {
+    ($module:ident) => {
+        type Tables = Tables;
+
+        fn tables(bits: Bits) -> Tables {
+            Tables::new(bits, Self::OFFSET)
+        }
+
+        fn decode(matrix: &T8, rows: Range<usize>, span: Range<usize>, tables: &Tables, to: &mut [u8]) {
+            each_tile(matrix, rows, span, Self::CHUNK_BYTES, to, |tile, to| {
+                // SAFETY: a tile, and room for every first or every second vector of its steps; a path is chosen only where
+                // the processor has its instructions.
+                unsafe { for_bits!(matrix.bits, $module::decode(tile, tables, to, 2 * VECTOR)) }
+            });
         }
     };
 }
@@ -63,26 +89,10 @@ impl Kernels for Avx2 {
     const CHUNK_BYTES: usize = 2 * CHUNK * Self::ROWS;
     const OFFSET: u8 = 0;
     const LARGEST: usize = 128 * 2047;
-    type Tables = Tables;
 
-    fn tables(bits: Bits) -> Tables {
-        Tables::new(bits, Self::OFFSET)
-    }
+    decode_tiles_by!(avx2);
 
-    fn decode(matrix: &T8, rows: Range<usize>, span: Range<usize>, tables: &Tables, to: &mut [u8]) {
-        each_tile(matrix, rows, span, Self::CHUNK_BYTES, to, |tile, to| {
-            // SAFETY: a tile, and room for every first or every second vector of its steps; this path is chosen only where
-            // the processor has AVX2.
-            unsafe { for_bits!(matrix.bits, avx2::decode(tile, tables, to, 2 * VECTOR)) }
-        });
-    }
-
-    fn multiply(decoded: &[u8], chunks: usize, values: &[i32], tokens: usize, sums: &mut [i32]) {
-        check::<Self>(decoded, chunks, values, tokens, sums);
-        let (decoded, values, sums) = (decoded.as_ptr(), values.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: `check` has counted; this path is chosen only where the processor has AVX2.
-        unsafe { for_tokens!(tokens, avx2: 1 2 3 4 5 6, (decoded, chunks, values, sums)) }
-    }
+    multiply_by!(avx2: 1 2 3 4 5 6);
 }
 
 /// AVX-VNNI.
@@ -94,25 +104,10 @@ impl Kernels for Vnni {
     const CHUNK_BYTES: usize = CHUNK * Self::ROWS;
     const OFFSET: u8 = planar_x86::OFFSET;
     const LARGEST: usize = 255 * 2080;
-    type Tables = Tables;
 
-    fn tables(bits: Bits) -> Tables {
-        Tables::new(bits, Self::OFFSET)
-    }
+    decode_tiles_by!(vnni);
 
-    fn decode(matrix: &T8, rows: Range<usize>, span: Range<usize>, tables: &Tables, to: &mut [u8]) {
-        each_tile(matrix, rows, span, Self::CHUNK_BYTES, to, |tile, to| {
-            // SAFETY: as above; this path is chosen only where the processor has AVX-VNNI.
-            unsafe { for_bits!(matrix.bits, vnni::decode(tile, tables, to, 2 * VECTOR)) }
-        });
-    }
-
-    fn multiply(decoded: &[u8], chunks: usize, values: &[i32], tokens: usize, sums: &mut [i32]) {
-        check::<Self>(decoded, chunks, values, tokens, sums);
-        let (decoded, values, sums) = (decoded.as_ptr(), values.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: `check` has counted; this path is chosen only where the processor has AVX-VNNI.
-        unsafe { for_tokens!(tokens, vnni: 1 2 3 4 5 6, (decoded, chunks, values, sums)) }
-    }
+    multiply_by!(vnni: 1 2 3 4 5 6);
 }
 
 /// AVX-512.
@@ -145,10 +140,5 @@ impl Kernels for Avx512 {
         }
     }
 
-    fn multiply(decoded: &[u8], chunks: usize, values: &[i32], tokens: usize, sums: &mut [i32]) {
-        check::<Self>(decoded, chunks, values, tokens, sums);
-        let (decoded, values, sums) = (decoded.as_ptr(), values.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: `check` has counted; this path is chosen only where the processor has AVX-512.
-        unsafe { for_tokens!(tokens, avx512: 1 2 3 4 5 6 7 8, (decoded, chunks, values, sums)) }
-    }
+    multiply_by!(avx512: 1 2 3 4 5 6 7 8);
 }
